@@ -1,0 +1,1 @@
+"""Data: the shapes laboratory, folders of captioned pictures, words to numbers, augmentation."""
