@@ -1,0 +1,207 @@
+"""Encoders for pictures, captions and tags, and the heads that project what they return.
+
+Every encoder returns the same thing, an `Encoded`: one pooled vector for each sample, the tokens
+it was pooled from, and a mask that says which tokens are real. CLIP compares pooled vectors; FDT
+reads the tokens of the very same encoder.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcl_core.errors import MMCLError, ShapeError
+
+
+class Encoded(NamedTuple):
+    """What an encoder returns."""
+
+    pooled: Tensor  # [B, F]
+    tokens: Tensor  # [B, N, F]
+    mask: Tensor  # bool [B, N], True = a real token
+
+
+class Block(nn.Module):
+    """A transformer block, norm first: attention, then a two-layer network, each added on top."""
+
+    def __init__(self, width: int, heads: int, *, expansion: int = 4) -> None:
+        super().__init__()
+        if width % heads:
+            raise MMCLError(f"width must be a multiple of heads; got width={width}, heads={heads}")
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`x` [B, N, F], `mask` bool [B, N] (True = may be attended to) -> [B, N, F]."""
+        b, n, f = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(b, n, 3, self.heads, f // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, F / heads]
+        seen = None if mask is None else mask[:, None, None, :]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        x = x + self.out(attended.transpose(1, 2).reshape(b, n, f))
+        return x + self.mlp(self.norm_mlp(x))
+
+
+def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real tokens: `tokens` [B, N, F], `mask` bool [B, N] -> [B, F].
+
+    A sample without a real token gives zeros.
+    """
+    weight = mask.to(tokens.dtype)[:, :, None]
+    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+class ImageEncoder(nn.Module):
+    """A stem of strided convolutions, then transformer blocks over the patches.
+
+    Three convolutions, each halving the side, make one token of every 8 x 8 pixels; a 48-pixel
+    picture has 36 tokens. The pooled vector is the mean over the tokens.
+
+    Args:
+        size: side of the square pictures, a multiple of 8.
+        width: width F of tokens and pooled vector.
+        depth: number of transformer blocks.
+        heads: attention heads in each block.
+    """
+
+    patch = 8
+
+    def __init__(self, *, size: int = 48, width: int = 128, depth: int = 1, heads: int = 4) -> None:
+        super().__init__()
+        if size < self.patch or size % self.patch:
+            raise MMCLError(f"size must be a positive multiple of {self.patch}; got {size}")
+        self.size, self.width = size, width
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width // 4, 4, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width // 4, width // 2, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+        )
+        self.position = nn.Parameter(0.02 * torch.randn((size // self.patch) ** 2, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, images: Tensor) -> Encoded:
+        """Pictures float [B, 3, size, size] in [0, 1] -> `Encoded` with N = (size / 8)^2 tokens.
+
+        Tokens go row by row from the top left.
+        """
+        if images.ndim != 4 or images.shape[1:] != (3, self.size, self.size):
+            raise ShapeError(
+                f"expected pictures [B, 3, {self.size}, {self.size}], got {list(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise ShapeError(f"expected pictures as floats in [0, 1], got {images.dtype}")
+        grid = self.stem(2 * images - 1)
+        x = grid.flatten(2).transpose(1, 2) + self.position
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return Encoded(x.mean(dim=1), x, x.new_ones(x.shape[:2], dtype=torch.bool))
+
+
+class CaptionEncoder(nn.Module):
+    """Word and position embeddings, then transformer blocks; the pooled vector is the mean.
+
+    Args:
+        vocabulary: number of word numbers, padding included (`len(tokenizer)`).
+        width: width F of tokens and pooled vector.
+        depth: number of transformer blocks.
+        heads: attention heads in each block.
+        max_length: longest caption, start and end included.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        width: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        max_length: int = 64,
+    ) -> None:
+        super().__init__()
+        self.width, self.vocabulary = width, vocabulary
+        self.words = nn.Embedding(vocabulary, width, padding_idx=0)
+        self.position = nn.Parameter(0.02 * torch.randn(max_length, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        # Small words: with unit variance the position embeddings would drown in them.
+        nn.init.normal_(self.words.weight, std=0.02)
+        with torch.no_grad():
+            self.words.weight[0].zero_()
+
+    def forward(self, captions: Tensor) -> Encoded:
+        """Captions int64 [B, L], 0 is padding -> `Encoded` with N = L tokens."""
+        longest = len(self.position)
+        if captions.ndim != 2 or captions.shape[1] > longest:
+            raise ShapeError(
+                f"expected captions [B, L] with L at most {longest}, got {list(captions.shape)}; "
+                "a longer max_length or truncated captions would help"
+            )
+        if captions.is_floating_point():
+            raise ShapeError(f"expected captions as whole numbers, got {captions.dtype}")
+        if (
+            captions.numel()
+            and not 0 <= int(captions.min()) <= int(captions.max()) < self.vocabulary
+        ):
+            raise ShapeError(
+                f"expected word numbers from 0 to {self.vocabulary - 1}, got {int(captions.min())} "
+                f"to {int(captions.max())}; was the caption made by another tokenizer?"
+            )
+        mask = captions != 0
+        if not mask.any(dim=1).all():
+            empty = int((~mask.any(dim=1)).nonzero()[0])
+            raise ShapeError(f"caption {empty} of the batch holds nothing but padding")
+        x = self.words(captions) + self.position[: captions.shape[1]]
+        for block in self.blocks:
+            x = block(x, mask)
+        x = self.norm(x)
+        return Encoded(masked_mean(x, mask), x, mask)
+
+
+class TagEncoder(nn.Module):
+    """An embedding for each tag, pooled by a mean over the tags at hand and a small network.
+
+    Args:
+        tags: number of tags T.
+        width: width F of tokens and pooled vector.
+    """
+
+    def __init__(self, tags: int, *, width: int = 128) -> None:
+        super().__init__()
+        self.width = width
+        self.embedding = nn.Parameter(torch.randn(tags, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tags: Tensor) -> Encoded:
+        """Tags multi-hot [B, T] -> `Encoded` with N = T tokens, masked where a tag is absent."""
+        if tags.ndim != 2 or tags.shape[1] != len(self.embedding):
+            raise ShapeError(f"expected tags [B, {len(self.embedding)}], got {list(tags.shape)}")
+        mask = tags > 0
+        tokens = self.embedding.expand(len(tags), -1, -1)
+        pooled = masked_mean(tokens, mask)
+        return Encoded(self.norm(pooled + self.mlp(pooled)), tokens, mask)
+
+
+class ProjectionHead(nn.Sequential):
+    """Maps [..., in_dim] to [..., out_dim]: one linear map, or Linear-ReLU-Linear with `hidden`.
+
+    CLIP uses the first form (Radford et al., 2021), MoCo-v2 the second (Chen et al., 2020). The
+    result is not normalised; the methods do that.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, hidden: int | None = None) -> None:
+        if hidden is None:
+            super().__init__(nn.Linear(in_dim, out_dim, bias=False))
+        else:
+            super().__init__(nn.Linear(in_dim, hidden), nn.ReLU(), nn.Linear(hidden, out_dim))

@@ -1,0 +1,116 @@
+"""CLIP: two encoders, one projection each, and a symmetric contrastive loss.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcl_core.data.groups import caption_groups
+from mmcl_core.encoders import ProjectionHead
+from mmcl_core.errors import MissingModalityError, MMCLError
+from mmcl_core.losses import clip_loss
+
+MAX_LOGIT_SCALE = 100.0
+
+
+class CLIP(nn.Module):
+    """Pictures and captions in one space.
+
+    Args:
+        image_encoder: returns `Encoded` for `batch["image"]`; has a `width`.
+        caption_encoder: returns `Encoded` for `batch["caption"]`; has a `width`.
+        dim: width D of the common space.
+        temperature: the loss divides cosines by it; `1 / temperature` is the logit scale.
+        learn_temperature: whether the logit scale is learned. It never passes 100.
+        chunk_size: compute the loss in tiles of that size, to bound memory (see `clip_loss`).
+    """
+
+    modalities = ("image", "caption")
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        caption_encoder: nn.Module,
+        *,
+        dim: int = 128,
+        temperature: float = 0.07,
+        learn_temperature: bool = True,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 / MAX_LOGIT_SCALE <= temperature:
+            raise MMCLError(
+                f"temperature must be at least 1/{MAX_LOGIT_SCALE:g}; got {temperature}"
+            )
+        self.encoders = nn.ModuleDict({"image": image_encoder, "caption": caption_encoder})
+        self.heads = nn.ModuleDict(
+            {name: ProjectionHead(_width(e), dim) for name, e in self.encoders.items()}
+        )
+        # The logarithm is learned, so that steps are relative and the scale stays positive.
+        self.log_scale = nn.Parameter(
+            torch.tensor(-math.log(temperature)), requires_grad=learn_temperature
+        )
+        self.chunk_size = chunk_size
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """exp(t), a scalar: 1 / temperature."""
+        return self.log_scale.exp()
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The symmetric cross-entropy over the batch; samples with the same caption are positives
+        of each other.
+
+        Args:
+            batch: `image` float [B, 3, H, W] and `caption` int64 [B, L].
+
+        Raises:
+            MissingModalityError: one of the two is not there.
+        """
+        if absent := [m for m in self.modalities if m not in batch]:
+            raise MissingModalityError(
+                f"CLIP trains on image and caption; {' and '.join(absent)} not in the batch, "
+                f"which holds {sorted(batch)}"
+            )
+        image, caption = (self._embed_one(batch, m) for m in self.modalities)
+        groups = caption_groups(batch["caption"])
+        total = clip_loss(
+            image, caption, self.logit_scale, chunk_size=self.chunk_size, groups=groups
+        )
+        return {"total": total}
+
+    def embed(self, batch: dict[str, Tensor]) -> Tensor:
+        """One unit vector for each sample, [B, D], from the modalities that the batch holds.
+
+        With both, the normalised mean of their two vectors.
+
+        Raises:
+            MissingModalityError: neither picture nor caption is there.
+        """
+        present = [m for m in self.modalities if m in batch]
+        if not present:
+            raise MissingModalityError(
+                f"CLIP embeds image, caption, or both; the batch holds {sorted(batch)}"
+            )
+        vectors = [self._embed_one(batch, m) for m in present]
+        return vectors[0] if len(vectors) == 1 else F.normalize(vectors[0] + vectors[1], dim=-1)
+
+    def after_step(self) -> None:
+        """Keep the logit scale at or below 100 (section 2.5 of the paper)."""
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+
+    def _embed_one(self, batch: dict[str, Tensor], modality: str) -> Tensor:
+        pooled = self.encoders[modality](batch[modality]).pooled
+        return F.normalize(self.heads[modality](pooled), dim=-1)
+
+
+def _width(encoder: nn.Module) -> int:
+    width = getattr(encoder, "width", None)
+    if not isinstance(width, int):
+        raise MMCLError(f"{type(encoder).__name__} has no `width`, which says how wide `pooled` is")
+    return width
