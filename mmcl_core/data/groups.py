@@ -1,0 +1,31 @@
+"""Which samples say the same: identical captions are one group."""
+
+import torch
+from torch import Tensor
+
+from mmcl_core.errors import ShapeError
+
+
+def caption_groups(captions: Tensor) -> Tensor:
+    """Numbers the captions so that two have the same number exactly when they are the same text.
+
+    Padding counts for nothing: wider captions (more zeros at the end) get the same numbers. To
+    compare two sets of captions, pad them to one width, join them, and call this once: the
+    numbers of two calls have nothing to do with each other.
+
+    Args:
+        captions: int64 [N, L], 0 = padding.
+
+    Returns:
+        int64 [N], numbers 0 to G - 1, where G is the number of different captions.
+
+    Raises:
+        ShapeError: not a tensor of integers with two axes.
+    """
+    if captions.ndim != 2 or captions.is_floating_point():
+        raise ShapeError(
+            f"expected captions as integers [N, L], got {captions.dtype} {list(captions.shape)}"
+        )
+    if captions.numel() == 0:  # no captions, or none with a word: torch.unique knows no such rows
+        return torch.zeros(len(captions), dtype=torch.int64, device=captions.device)
+    return torch.unique(captions, dim=0, return_inverse=True)[1]
