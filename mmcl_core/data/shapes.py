@@ -289,8 +289,7 @@ class ShapesCaptions:
         one = np.ones((n, count, 1), dtype=np.int64)
         table = np.concatenate([one, chosen, phrase.reshape(n, count, -1), 2 * one], axis=-1)
         table = np.take_along_axis(table, np.argsort(table == 0, axis=-1, kind="stable"), axis=-1)
-        longest = int((table != 0).sum(axis=-1).max())
-        return torch.from_numpy(np.ascontiguousarray(table[:, :, :longest]))
+        return torch.from_numpy(table)
 
 
 def _known_attribute(name: str) -> None:

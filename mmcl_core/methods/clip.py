@@ -42,7 +42,7 @@ class CLIP(nn.Module):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        if not 1 / MAX_LOGIT_SCALE <= temperature:
+        if not temperature >= 1 / MAX_LOGIT_SCALE:
             raise MMCLError(
                 f"temperature must be at least 1/{MAX_LOGIT_SCALE:g}; got {temperature}"
             )
