@@ -1,0 +1,39 @@
+// What the widgets of a built page lack. Loaded on every page.
+
+// Their html-manager speaks to MathJax 2 (`MathJax.Hub`); the book has MathJax 3, which would leave
+// an error for every label. Deferred scripts such as MathJax have run when this event comes, and
+// the widgets start after it.
+document.addEventListener("DOMContentLoaded", () => {
+  const mathjax = window.MathJax;
+  if (!mathjax?.startup || mathjax.Hub) return;
+  mathjax.Hub = {
+    Queue: ([, , element]) => {
+      mathjax.startup.promise = mathjax.startup.promise.then(() =>
+        mathjax.typesetPromise([element]),
+      );
+    },
+  };
+});
+
+// A slider's handle has neither a name nor a readable value for screen readers: give it the text
+// of its label and of its readout.
+function nameSliders() {
+  for (const slider of document.querySelectorAll(".mmcl-scrub .widget-slider")) {
+    const handle = slider.querySelector("[role=slider]");
+    const label = slider.querySelector(".widget-label")?.textContent;
+    const value = slider.querySelector(".widget-readout")?.textContent;
+    if (!handle) continue;
+    if (label && handle.getAttribute("aria-label") !== label) {
+      handle.setAttribute("aria-label", label);
+    }
+    if (value && handle.getAttribute("aria-valuetext") !== value) {
+      handle.setAttribute("aria-valuetext", value);
+    }
+  }
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  if (!document.querySelector("script[type='application/vnd.jupyter.widget-view+json']")) return;
+  const observer = new MutationObserver(nameSliders);
+  observer.observe(document.body, { childList: true, subtree: true, characterData: true });
+});

@@ -1,0 +1,64 @@
+"""What the book needs of Sphinx and `_config.yml` cannot say. Loaded by `_config.yml`.
+
+- JavaScript from the book itself when `tools/vendor.py` has fetched it, else from the CDN.
+- A cache of executed pages that knows the library: jupyter-cache compares only the text of the
+  cells, so a changed `mmcl_core` would keep old output.
+- The seconds of each chapter, written to `_build/seconds.json` for `tools/build.py` to print.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).resolve().parent.parent
+EXTRA = ROOT / "book" / "_extra"
+
+
+def library_hash(root: Path = ROOT) -> str:
+    """A short hash of everything besides a chapter's cells that its output depends on."""
+    files = [
+        root / "requirements.txt",
+        *sorted((root / "mmcl_core").rglob("*.py")),
+        *sorted((root / "book" / "records").rglob("*.json")),
+    ]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(root).as_posix().encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def configure(app: Sphinx, config: Any) -> None:
+    """Point Sphinx to the cache of this library, and to the vendored files if they are complete."""
+    build = Path(app.outdir).parent
+    config.nb_execution_cache_path = str(build / "executed" / library_hash())
+    if (EXTRA / "vendor" / "complete.txt").exists():
+        config.html_extra_path = [str(EXTRA)]
+        # Sphinx takes these paths as relative to the book's _static folder.
+        config.mathjax_path = "../vendor/mathjax/tex-mml-chtml.js"
+        config.nb_ipywidgets_js = {
+            "../vendor/require.js": {},
+            "../vendor/embed-amd.js": {"data-jupyter-widgets-cdn": "vendor/"},
+        }
+
+
+def write_seconds(app: Sphinx, exception: Exception | None) -> None:
+    """Write {page: seconds of its execution} beside the built pages."""
+    metadata = getattr(app.env, "nb_metadata", {}) if app.env else {}
+    seconds = {
+        page: data["exec_data"]["runtime"]
+        for page, data in metadata.items()
+        if data.get("exec_data") and data["exec_data"].get("runtime") is not None
+    }
+    path = Path(app.outdir).parent / "seconds.json"
+    path.write_text(json.dumps(seconds, indent=1, sort_keys=True))
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect to Sphinx's events."""
+    app.connect("config-inited", configure)
+    app.connect("build-finished", write_seconds)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,51 @@
+"""Build the book: vendored files, notebooks, executed pages in `_build/html`.
+
+python tools/build.py            # as the reader wants it
+python tools/build.py --strict   # as `make test` wants it: a warning is an error
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import notebooks
+import vendor
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "_build"
+
+
+def build(*, strict: bool) -> bool:
+    """Run jupyter-book; True when it succeeded."""
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = [str(jupyter_book), "build", str(ROOT), "--quiet"]
+    if strict:
+        # --all: a page that was not read again would keep its warnings to itself.
+        command += ["--warningiserror", "--keep-going", "--all"]
+    return subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def report() -> None:
+    """Print where the book lies and what each chapter took to execute."""
+    seconds = json.loads((BUILD / "seconds.json").read_text())
+    for page, value in seconds.items():
+        print(f"{value:8.1f} s  {page}")
+    print(f"{sum(seconds.values()):8.1f} s  to execute all chapters (when they last were)")
+    print(f"The book: {(BUILD / 'html' / 'index.html').as_posix()}")
+
+
+def main() -> None:
+    """Build, and say where the result lies."""
+    start = time.perf_counter()
+    vendor.vendor()
+    notebooks.write()
+    if not build(strict="--strict" in sys.argv[1:]):
+        sys.exit("The book was not built; the reason is above.")
+    report()
+    print(f"Built in {time.perf_counter() - start:.0f} s.")
+
+
+if __name__ == "__main__":
+    main()
