@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmcl_core.data.tokenizer import PAD, SPECIALS, WordTokenizer, split_words
-from mmcl_core.errors import DataError, ShapeError
+from mmcl_core.errors import DataError, MMCLError, ShapeError
 
 TEXTS = ["A red circle.", "A blue square, a red ring!"]
 
@@ -108,11 +108,11 @@ def test_unusable_word_lists(words, message):
 
 
 def test_unusable_arguments():
-    with pytest.raises(DataError, match="max_length: expected at least 3"):
+    with pytest.raises(MMCLError, match="max_length: expected at least 3"):
         WordTokenizer(["red"], max_length=2)
-    with pytest.raises(DataError, match="min_count: expected at least 1, got 0"):
+    with pytest.raises(MMCLError, match="min_count: expected at least 1, got 0"):
         WordTokenizer.fit(TEXTS, min_count=0)
-    with pytest.raises(DataError, match="max_words"):
+    with pytest.raises(MMCLError, match="max_words"):
         WordTokenizer.fit(TEXTS, max_words=0)
     with pytest.raises(DataError, match="got 6 different words, all of them rarer"):
         WordTokenizer.fit(TEXTS, min_count=9)
@@ -172,6 +172,7 @@ GOOD = {"format": "mmcl_core.WordTokenizer.1", "max_length": 8, "words": ["red"]
         (json.dumps({**GOOD, "words": "red"}), "list of strings"),
         (json.dumps({**GOOD, "words": ["red", 3]}), "list of strings"),
         (json.dumps({**GOOD, "max_length": "8"}), "'max_length' to be an integer"),
+        (json.dumps({**GOOD, "max_length": 1}), "at least 3"),
         (json.dumps({**GOOD, "words": ["red", "red"]}), r"tokenizer\.json: words: .*'red'"),
         (b"\xff\xfe", "UTF-8"),
     ],

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmcl_core.errors import DataError, ShapeError
+from mmcl_core.errors import DataError, MMCLError, ShapeError
 
 PAD, START, END, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -57,13 +57,14 @@ class WordTokenizer:
     Raises:
         DataError: a word comes twice, is a special, or is not one word as `split_words` would give
             it (upper case, a hyphen, a space), so that no text could ever reach it.
+        MMCLError: `max_length` is below 3.
     """
 
     def __init__(self, words: Sequence[str], *, max_length: int = 64) -> None:
         if isinstance(words, str):
             raise DataError(f"words: expected a list of words, got one string {_shorten(words)!r}")
         if max_length < 3:
-            raise DataError(
+            raise MMCLError(
                 f"max_length: expected at least 3 (<start>, one word, <end>), got {max_length}"
             )
         for word in words:
@@ -99,14 +100,15 @@ class WordTokenizer:
             max_length: as in the constructor.
 
         Raises:
-            DataError: no word is left, or an argument is out of its range.
+            DataError: no word is left.
+            MMCLError: a number is out of its range.
         """
         if isinstance(texts, str):
             raise DataError(f"texts: expected several texts, got one string {_shorten(texts)!r}")
         if min_count < 1:
-            raise DataError(f"min_count: expected at least 1, got {min_count}")
+            raise MMCLError(f"min_count: expected at least 1, got {min_count}")
         if max_words is not None and max_words < 1:
-            raise DataError(f"max_words: expected at least 1 or None, got {max_words}")
+            raise MMCLError(f"max_words: expected at least 1 or None, got {max_words}")
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(split_words(text))
@@ -243,7 +245,7 @@ class WordTokenizer:
             raise DataError(f"{path}: expected 'max_length' to be an integer, got {max_length!r}")
         try:
             return cls(words, max_length=max_length)
-        except DataError as error:
+        except MMCLError as error:
             raise DataError(f"{path}: {error}") from error
 
 

@@ -1,0 +1,485 @@
+"""Folders of captioned photographs: Flickr8k and COCO captions as they lie on disk.
+
+Nothing is downloaded here, and no picture is opened before it is asked for.
+
+- Flickr8k: M. Hodosh, P. Young, J. Hockenmaier, "Framing Image Description as a Ranking Task",
+  JAIR 47, 2013.
+- COCO captions: X. Chen et al., "Microsoft COCO Captions: Data Collection and Evaluation Server",
+  arXiv:1504.00325, 2015.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmcl_core.data.tokenizer import WordTokenizer, split_words
+from mmcl_core.errors import DataError, MMCLError, ShapeError
+
+# The second name is that of the authors' archive, spelled so.
+_FLICKR_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
+_LOOKED_FOR = "captions.txt, Flickr8k.token.txt, annotations/captions_*.json"
+
+
+class CaptionFolder(Dataset[dict[str, Tensor]]):
+    """Pictures with several captions each, read from a folder.
+
+    The layout is recognised from the first of these that is there:
+
+    - ``captions.txt``: CSV with the header ``image,caption``, quoted where a caption has commas
+      (Flickr8k as found today); pictures in ``Images/``;
+    - ``Flickr8k.token.txt``: lines ``name.jpg#0<TAB>caption`` (the authors' archive); pictures in
+      ``Images/``, ``Flicker8k_Dataset/`` or ``Flickr8k_Dataset/``;
+    - ``annotations/captions_<split>.json``: COCO captions; pictures in ``<split>/``.
+
+    A picture without a row in these files is not part of the data. Pictures come in the order in
+    which the files first name them; a picture's captions in the order of the files.
+
+    Pictures are decoded when asked for: turned upright by their EXIF tag, converted to RGB, and the
+    largest centred square is resized to `size` (bicubic), as CLIP does it. A JPEG is decoded at a
+    half, a quarter or an eighth where that leaves at least twice `size`.
+
+    **Bad rows.** A malformed row, an empty caption, a caption that is too long, a picture that is
+    missing, the same caption twice for one picture: with ``on_error="raise"`` all of them are
+    reported in one `DataError`, with file and row. With ``on_error="skip"`` they are left out, a
+    warning says how many and which, and `skipped` lists every one. An unreadable picture shows only
+    when it is decoded. With "raise" that is a `DataError` then, with file and row. With "skip" each
+    picture is decoded once at the start, so that the length and the numbering stay fixed and
+    training cannot stop half-way: this takes as long as one pass over the pictures.
+
+    Attributes:
+        paths: the picture files, `N` of them.
+        sentences: int64 `[N, S, L]`, padded with 0; where a picture has fewer than S captions, they
+            repeat; where it has more, the first S stand here and `captions(i)` has all.
+        tokenizer: the `WordTokenizer` of `sentences`.
+        skipped: one line of text for each row left out: file, row, reason.
+        size: side of a picture in pixels.
+
+    Args:
+        root: the folder.
+        split: for Flickr8k "train", "dev" or "test", by the lists ``Flickr_8k.<split>Images.txt``;
+            for COCO the name of an annotation file, such as "train2017", with or without the year.
+            None takes all there is.
+        size: side in pixels, at least 1.
+        tokenizer: one that was fit before (on the training captions, say); None fits one on the
+            captions of this folder.
+        sentences: S above, at least 1.
+        max_length: most ids of a caption, start and end included; None takes the limit of the
+            tokenizer, or 64 where none is given.
+        truncate: cut captions that are too long instead of reporting them.
+        on_error: "raise" or "skip", see above.
+        keep_duplicates: accept the same caption twice for one picture. The published Flickr8k has
+            ten such pairs, COCO's val2017 six: two people wrote the same words.
+
+    Raises:
+        DataError: the layout is not recognised, a file or a row cannot be used, or nothing is left.
+        MMCLError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        split: str | None = None,
+        size: int = 64,
+        tokenizer: WordTokenizer | None = None,
+        sentences: int = 5,
+        max_length: int | None = None,
+        truncate: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
+        keep_duplicates: bool = False,
+    ) -> None:
+        if size < 1:
+            raise MMCLError(f"size: expected at least 1 pixel, got {size}")
+        if sentences < 1:
+            raise MMCLError(f"sentences: expected at least 1, got {sentences}")
+        if on_error not in ("raise", "skip"):
+            raise MMCLError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
+        if tokenizer is not None and max_length not in (None, tokenizer.max_length):
+            raise MMCLError(
+                f"max_length: expected the tokenizer's limit {tokenizer.max_length}, got "
+                f"{max_length}; leave max_length out, or fit another tokenizer"
+            )
+        limit = 64 if max_length is None else max_length
+        if tokenizer is not None:
+            limit = tokenizer.max_length
+        if limit < 3:
+            raise MMCLError(f"max_length: expected at least 3, got {max_length}")
+        self.size = size
+
+        problems: list[str] = []
+        rows = [
+            row
+            for source in _find_sources(Path(root), split, problems)
+            for row in _usable_rows(
+                source, problems, None if truncate else limit, keep_duplicates=keep_duplicates
+            )
+        ]
+        if problems and on_error == "raise":
+            raise DataError(
+                f"{_summary(problems)}. Correct the rows, or pass on_error='skip' to leave them out"
+            )
+        by_path: dict[Path, list[_Row]] = {}
+        for row in rows:
+            by_path.setdefault(row.path, []).append(row)
+        if on_error == "skip":
+            for path, error in _unreadable(list(by_path), size):
+                problems += [
+                    f"{row.where}: the picture {path} cannot be read ({error})"
+                    for row in by_path.pop(path)
+                ]
+        if problems:
+            warnings.warn(
+                f"CaptionFolder left rows out: {_summary(problems)}. The attribute `skipped` "
+                "lists all",
+                stacklevel=2,
+            )
+        if not by_path:
+            raise DataError(f"{root}: expected captioned pictures, got no usable row")
+
+        self.skipped = problems
+        self.paths = list(by_path)
+        self._captions = [[row.caption for row in found] for found in by_path.values()]
+        self._where = [found[0].where for found in by_path.values()]
+        if tokenizer is None:
+            texts = (caption for captions in self._captions for caption in captions)
+            tokenizer = WordTokenizer.fit(texts, max_length=limit)
+        self.tokenizer = tokenizer
+        self.sentences = _encode(self._captions, tokenizer, sentences, truncate)
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        captions = sum(len(found) for found in self._captions)
+        return f"CaptionFolder({len(self)} pictures, {captions} captions, size={self.size})"
+
+    def captions(self, i: int) -> list[str]:
+        """All captions of picture `i`, as they are written in the file."""
+        return list(self._captions[i])
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        """One sample: "image" `[3, size, size]`, "caption" `[L]`, "index" `[]`."""
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"expected an index below {len(self)}, got {i}")
+        return {key: value[0] for key, value in self.__getitems__([i % len(self)]).items()}
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
+        """A batch: "image" float32 `[B, 3, size, size]` in [0, 1], "caption" int64 `[B, L]`
+        (sentence 0, trimmed to the longest), "index" int64 `[B]`.
+
+        Raises:
+            DataError: a picture cannot be read.
+            ShapeError: there are no indices.
+        """
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        if index.ndim != 1 or len(index) == 0:
+            raise ShapeError(f"indices: expected shape [B], B at least 1, got {list(index.shape)}")
+        pixels = torch.from_numpy(np.stack([self._picture(i) for i in index.tolist()]))
+        caption = self.sentences[index, 0]
+        return {
+            "image": pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255),
+            "caption": caption[:, : int((caption != 0).sum(1).max())],
+            "index": index,
+        }
+
+    def subset(self, indices: Sequence[int] | Tensor) -> CaptionFolder:
+        """The pictures `indices` in that order, numbered anew from 0; the tokenizer stays."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        part = copy.copy(self)
+        part.paths = [self.paths[i] for i in index.tolist()]
+        part._captions = [self._captions[i] for i in index.tolist()]
+        part._where = [self._where[i] for i in index.tolist()]
+        part.sentences = self.sentences[index]
+        return part
+
+    def _picture(self, i: int) -> np.ndarray:
+        try:
+            return _decode(self.paths[i], self.size)
+        # Damaged files make Pillow raise errors of many kinds.
+        except Exception as error:
+            raise DataError(
+                f"{self._where[i]}: the picture {self.paths[i]} cannot be read ({error}). Replace "
+                "it, remove its rows, or pass on_error='skip', which finds such pictures at the "
+                "start and leaves them out"
+            ) from error
+
+
+class _Row(NamedTuple):
+    where: str  # file and row, for messages
+    path: Path
+    caption: str
+
+
+# Takes a file and the list of problems; yields place, name of the picture, caption.
+_Reader = Callable[[Path, list[str]], Iterator[tuple[str, str, str]]]
+
+
+@dataclass
+class _Source:
+    """One caption file, its reader, and the folder of its pictures."""
+
+    file: Path
+    read: _Reader
+    folder: Path
+    wanted: dict[str, str] | None = None  # picture -> its place in the split list; None: all
+
+
+def _find_sources(root: Path, split: str | None, problems: list[str]) -> list[_Source]:
+    if (file := root / "captions.txt").is_file():
+        return [_flickr_source(root, split, file, _read_csv, problems)]
+    if (file := root / "Flickr8k.token.txt").is_file():
+        return [_flickr_source(root, split, file, _read_tokens, problems)]
+    found = sorted((root / "annotations").glob("captions_*.json"))
+    if not found:
+        raise DataError(
+            f"{root}: expected a folder with one of {_LOOKED_FOR}, got "
+            f"{'none of them' if root.is_dir() else 'no such folder'}"
+        )
+    names = {file.stem.removeprefix("captions_"): file for file in found}
+    # "train" stands for "train2017".
+    chosen = [name for name in names if split in (None, name, name.rstrip("0123456789"))]
+    if len(chosen) != 1 and split is not None:
+        raise DataError(f"{root}: expected a split out of {list(names)}, got {split!r}")
+    for name in chosen:
+        if not (root / name).is_dir():
+            raise DataError(
+                f"{root}: {names[name].name} is there, but its folder of pictures {name}/ is not; "
+                "add it, or choose another split"
+            )
+    return [_Source(names[name], _read_coco, root / name) for name in chosen]
+
+
+def _flickr_source(
+    root: Path, split: str | None, file: Path, read: _Reader, problems: list[str]
+) -> _Source:
+    folder = next((root / name for name in _FLICKR_FOLDERS if (root / name).is_dir()), None)
+    if folder is None:
+        raise DataError(
+            f"{root}: expected the pictures of {file.name} in one of "
+            f"{', '.join(f'{name}/' for name in _FLICKR_FOLDERS)}, got none of these folders"
+        )
+    if split is None:
+        return _Source(file, read, folder)
+    listing = root / f"Flickr_8k.{split}Images.txt"
+    if not listing.is_file():
+        others = sorted(path.name for path in root.glob("Flickr_8k.*Images.txt"))
+        raise DataError(
+            f"{root}: expected {listing.name} for split={split!r}, got "
+            f"{others or 'no split list'}; split=None takes all pictures, and subset() any part "
+            "of them"
+        )
+    wanted: dict[str, str] = {}
+    for number, name in _lines(listing, problems):
+        where = f"{listing.name}, line {number}"
+        if name.strip() in wanted:
+            problems.append(f"{where}: {name.strip()} stands there twice")
+        else:
+            wanted[name.strip()] = where
+    return _Source(file, read, folder, wanted)
+
+
+def _usable_rows(
+    source: _Source, problems: list[str], limit: int | None, *, keep_duplicates: bool
+) -> Iterator[_Row]:
+    """The rows of one file that can be used; a line about every other one goes to `problems`."""
+    with os.scandir(source.folder) as entries:
+        paths = {entry.name: Path(entry.path) for entry in entries if entry.is_file()}
+    first: dict[tuple[str, str], str] = {}
+    named = set()
+    for where, name, caption in source.read(source.file, problems):
+        if source.wanted is not None and name not in source.wanted:
+            continue
+        named.add(name)
+        words = split_words(caption)
+        earlier = first.setdefault((name, caption), where)
+        if not words:
+            problems.append(f"{where}: the caption of {name} is empty (no words in {caption!r})")
+        elif name not in paths:
+            problems.append(f"{where}: there is no picture {name} in {source.folder.name}/")
+        elif limit is not None and len(words) + 2 > limit:
+            problems.append(
+                f"{where}: expected a caption of at most {limit} ids with start and end, got "
+                f"{len(words) + 2} from {caption[:60]!r}... (truncate=True cuts it, max_length "
+                "moves the limit)"
+            )
+        elif earlier is not where and not keep_duplicates:
+            problems.append(
+                f"{where}: {name} has the same caption as in {earlier.rpartition(', ')[2]}, "
+                f"{caption[:60]!r} (keep_duplicates=True accepts it)"
+            )
+        else:
+            yield _Row(where, paths[name], caption)
+    for name, where in (source.wanted or {}).items():
+        if name not in named:
+            problems.append(f"{where}: {name} has no row in {source.file.name}")
+
+
+def _lines(path: Path, problems: list[str]) -> Iterator[tuple[int, str]]:
+    """Numbered lines from 1, blank ones left out; one that is not UTF-8 goes to `problems`."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            problems.append(f"{path.name}, line {number}: expected UTF-8, got {error.reason}")
+            continue
+        if text.strip():
+            yield number, text.rstrip("\r")
+
+
+def _read_csv(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yields place, picture name, caption. A row is one line: a quote ends where its line does."""
+    lines = _lines(path, problems)
+    number, header = next(lines, (1, ""))
+    if [field.strip().lower() for field in header.split(",")] != ["image", "caption"]:
+        raise DataError(
+            f"{path}, line {number}: expected the header 'image,caption', got {header[:60]!r}"
+        )
+    for number, line in lines:
+        where = f"{path.name}, line {number}"
+        try:
+            fields = next(csv.reader([line], strict=True))
+        except csv.Error as error:
+            problems.append(f"{where}: malformed CSV ({error}) in {line[:60]!r}")
+            continue
+        if len(fields) != 2:
+            problems.append(
+                f"{where}: expected 2 fields, image and caption, got {len(fields)} in "
+                f"{line[:60]!r}; a caption with commas stands in double quotes"
+            )
+            continue
+        yield where, fields[0].strip(), fields[1].strip()
+
+
+def _read_tokens(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yields place, picture name, caption from lines ``name.jpg#0<TAB>caption``."""
+    keys: dict[str, int] = {}
+    for number, line in _lines(path, problems):
+        where = f"{path.name}, line {number}"
+        key, tab, caption = line.partition("\t")
+        name, _, sentence = key.strip().rpartition("#")
+        if not tab or not name or not sentence.isdecimal():
+            problems.append(f"{where}: expected 'name.jpg#0<TAB>caption', got {line[:60]!r}")
+        elif (earlier := keys.setdefault(key.strip(), number)) != number:
+            problems.append(f"{where}: {key.strip()} is already in line {earlier}")
+        else:
+            yield where, name, caption.strip()
+
+
+def _read_coco(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yields place, picture name, caption. The place is the position in the list "annotations"."""
+    try:
+        content = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {error.lineno}, column {error.colno}: expected JSON, got {error.msg}"
+        ) from error
+    except UnicodeDecodeError as error:
+        line = path.read_bytes().count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: expected UTF-8, got {error.reason}") from error
+    lists = _fields(content, "images", "annotations")
+    if not all(isinstance(entries, list) for entries in lists):
+        raise DataError(f"{path}: expected an object with the lists 'images' and 'annotations'")
+
+    names: dict[int, str] = {}
+    captioned = set()
+    taken = set()
+    for position, entry in enumerate(lists[0]):
+        where = f"{path.name}, images[{position}]"
+        name, key = _fields(entry, "file_name", "id")
+        if not isinstance(name, str) or type(key) is not int:
+            problems.append(f"{where}: expected 'file_name' and 'id', got {str(entry)[:60]}")
+        elif key in names or name in taken:
+            problems.append(f"{where}: the picture {name} or its id {key} stands there twice")
+        else:
+            names[key] = name
+            taken.add(name)
+    keys: dict[int, int] = {}
+    for position, entry in enumerate(lists[1]):
+        where = f"{path.name}, annotations[{position}]"
+        caption, image, key = _fields(entry, "caption", "image_id", "id")
+        if not isinstance(caption, str) or type(image) is not int or type(key) is not int:
+            problems.append(
+                f"{where}: expected 'caption', 'image_id' and 'id', got {str(entry)[:60]}"
+            )
+        elif image not in names:
+            problems.append(f"{where}: there is no picture with the id {image} in 'images'")
+        elif (earlier := keys.setdefault(key, position)) != position:
+            problems.append(f"{where}: the id {key} is already at annotations[{earlier}]")
+        else:
+            captioned.add(image)
+            yield where, names[image], caption.strip()
+    for key, name in names.items():
+        if key not in captioned:
+            problems.append(f"{path.name}: the picture {name} (id {key}) has no caption")
+
+
+def _fields(entry: Any, *names: str) -> list[Any]:
+    return [entry.get(name) if isinstance(entry, dict) else None for name in names]
+
+
+def _summary(problems: list[str], shown: int = 5) -> str:
+    text = "; ".join(islice(problems, shown))
+    more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+    return f"{len(problems)} row{'s' * (len(problems) > 1)} cannot be used: {text}{more}"
+
+
+def _decode(path: Path, size: int) -> np.ndarray:
+    """The centred square of a picture as uint8 `[size, size, 3]`."""
+    with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"expected 8 bits a channel, got the mode {image.mode}")
+        # libjpeg can leave out fine detail while decoding, which is where the time goes.
+        image.draft("RGB", (2 * size, 2 * size))
+        picture = image.convert("RGB")
+    ImageOps.exif_transpose(picture, in_place=True)
+    width, height = picture.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def _unreadable(paths: list[Path], size: int) -> list[tuple[Path, Exception]]:
+    """Decodes every picture once; returns those that fail, with the reason."""
+
+    def check(path: Path) -> tuple[Path, Exception] | None:
+        try:
+            _decode(path, size)
+        except Exception as error:
+            return path, error
+        return None
+
+    # Pillow decodes without holding Python's lock, so threads use all cores.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [failed for failed in pool.map(check, paths) if failed is not None]
+
+
+def _encode(
+    captions: list[list[str]], tokenizer: WordTokenizer, sentences: int, truncate: bool
+) -> Tensor:
+    """The first captions of each picture as int64 `[N, S, L]`, repeated where there are fewer."""
+    rows = []
+    for texts in captions:
+        encoded = [tokenizer.encode(text, truncate=truncate) for text in texts[:sentences]]
+        rows += [encoded[s % len(encoded)] for s in range(sentences)]
+    lengths = np.array([len(row) for row in rows])
+    table = np.zeros((len(rows), lengths.max()), dtype=np.int64)
+    table[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(rows)
+    return torch.from_numpy(table).view(len(captions), sentences, -1)
