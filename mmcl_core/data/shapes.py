@@ -174,7 +174,7 @@ class ShapesCaptions:
         index = torch.as_tensor(indices, dtype=torch.int64).numpy()
         scenes = {k: v.numpy()[index] for k, v in self.attributes.items()}
         placed = {k: v[index] for k, v in self._placed.items()}
-        n, slots, half = *scenes["shape"].shape, self.size // 2
+        (n, slots), half = scenes["shape"].shape, self.size // 2
         canvas = np.zeros((n, slots, 2, half, 2, half), dtype=bool)
         for slot in range(slots):
             row = np.flatnonzero(scenes["shape"][:, slot] >= 0)
