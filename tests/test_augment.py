@@ -1,0 +1,259 @@
+"""Augmentations: same seed same views, and what each must leave alone."""
+
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mmcl_core.data.augment import compose, moco_v2, paraphrase, word_dropout
+from mmcl_core.errors import DataError, MissingModalityError, MMCLError, ShapeError
+
+# Four samples, three sentences each; the word says sample and sentence: 10 * sample + sentence.
+SENTENCES = torch.zeros(4, 3, 6, dtype=torch.int64)
+for sample in range(4):
+    for s in range(3):
+        words = [10 * (sample + 1) + s] * (1 + s)
+        SENTENCES[sample, s, : len(words) + 2] = torch.tensor([1, *words, 2])
+
+
+def batch_of(index, **extra):
+    index = torch.tensor(index)
+    return {"caption": SENTENCES[index, 0, :3], "index": index, **extra}
+
+
+def copy_of(batch):
+    return {key: value.clone() for key, value in batch.items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+PICTURES = {"image": torch.rand(16, 3, 24, 24, generator=torch.Generator().manual_seed(0))}
+ALL = {
+    "paraphrase": (paraphrase(SENTENCES, view=True), batch_of([3, 1, 1, 0])),
+    "word_dropout": (word_dropout(0.5), {"caption": SENTENCES[:, 2]}),
+    "moco_v2": (moco_v2(24), PICTURES),
+    "compose": (
+        compose(paraphrase(SENTENCES, view=True), word_dropout(0.5, view=True), moco_v2(24)),
+        batch_of([3, 1, 0, 2], image=PICTURES["image"][:4]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_same_torch_seed_gives_the_same_batch_and_the_old_one_stays(name):
+    augment, batch = ALL[name]
+    before = copy_of(batch)
+    results = []
+    for other_seed in range(2):
+        random.seed(other_seed)
+        np.random.seed(other_seed)  # noqa: NPY002 - an augmentation must not depend on it
+        torch.manual_seed(5)
+        results.append([augment(batch) for _ in range(4)])
+    for first, second in zip(*results, strict=True):
+        assert same(first, second)
+    # Later draws differ: the generator moves on.
+    assert not all(same(results[0][0], later) for later in results[0][1:])
+    assert same(batch, before)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_restored_generator_gives_the_next_batch(name):
+    augment, batch = ALL[name]
+    torch.manual_seed(0)
+    augment(batch)
+    state = torch.get_rng_state()
+    following = augment(batch)
+    torch.manual_seed(99)
+    torch.set_rng_state(state)
+    assert same(augment(batch), following)
+
+
+def test_compose_goes_from_left_to_right_and_may_be_empty():
+    def add(value):
+        return lambda batch: {**batch, "seen": [*batch.get("seen", []), value]}
+
+    assert compose(add(1), add(2))({})["seen"] == [1, 2]
+    batch = batch_of([0])
+    assert same(compose()(batch), batch)
+
+
+def test_paraphrase_draws_every_sentence_of_the_same_sample_and_trims():
+    torch.manual_seed(0)
+    index = [2, 0, 3]
+    seen = set()
+    for _ in range(60):
+        caption = paraphrase(SENTENCES)(batch_of(index))["caption"]
+        sentence = caption[:, 1] % 10
+        assert torch.equal(caption[:, 1] // 10 - 1, torch.tensor(index))
+        width = 3 + int(sentence.max())
+        assert torch.equal(caption, SENTENCES[index, sentence, :width])
+        seen |= set(enumerate(sentence.tolist()))
+    assert seen == {(row, s) for row in range(3) for s in range(3)}
+
+
+def test_the_second_view_is_another_sentence_of_the_same_sample():
+    torch.manual_seed(0)
+    pairs = set()
+    for _ in range(60):
+        new = paraphrase(SENTENCES, view=True)(batch_of([1, 2]))
+        first, second = new["caption"][:, 1], new["caption_view"][:, 1]
+        assert torch.equal(first // 10, second // 10)
+        assert (first != second).all()
+        pairs |= set(zip((first % 10).tolist(), (second % 10).tolist(), strict=True))
+    assert pairs == {(a, b) for a in range(3) for b in range(3) if a != b}
+
+
+def test_with_one_sentence_both_views_are_that_one():
+    new = paraphrase(SENTENCES[:, :1], view=True)(batch_of([1, 2]))
+    assert torch.equal(new["caption"], SENTENCES[[1, 2], 0, :3])
+    assert torch.equal(new["caption_view"], new["caption"])
+
+
+def test_paraphrase_says_what_is_wrong():
+    with pytest.raises(ShapeError, match=r"\[N, S, L\], got \[4, 6\]"):
+        paraphrase(SENTENCES[:, 0])
+    augment = paraphrase(SENTENCES)
+    with pytest.raises(MissingModalityError, match=r"\['index'\] missing"):
+        augment({"caption": SENTENCES[:, 0]})
+    with pytest.raises(MissingModalityError, match=r"\['caption'\] missing"):
+        augment({"index": torch.tensor([0])})
+    with pytest.raises(DataError, match="expected 0 to 3, got 0 to 4"):
+        augment({"caption": SENTENCES[:2, 0], "index": torch.tensor([0, 4])})
+    with pytest.raises(ShapeError, match="empty batch"):
+        augment(batch_of([0]) | {"caption": SENTENCES[:0, 0]})
+
+
+def test_word_dropout_replaces_words_at_its_rate_and_nothing_else():
+    torch.manual_seed(0)
+    ids = torch.randint(4, 50, (400, 30))
+    ids[:, 0] = 1
+    ids[:, 20] = 2
+    ids[:, 21:] = 0
+    ids[:, 5] = 3  # an <unk> that was there before
+    new = word_dropout(0.3)({"caption": ids})["caption"]
+    changed = new != ids
+    assert (new[changed] == 3).all()
+    assert not changed[:, [0, 5, *range(20, 30)]].any()
+    words = 400 * 18
+    # Five standard deviations of a binomial count.
+    assert abs(int(changed.sum()) - 0.3 * words) < 5 * (words * 0.3 * 0.7) ** 0.5
+    assert torch.equal(word_dropout(0)({"caption": ids})["caption"], ids)
+
+
+def test_one_word_remains_whichever_it_is():
+    torch.manual_seed(0)
+    ids = torch.tensor([[1, 7, 8, 9, 2, 0]]).repeat(300, 1)
+    new = word_dropout(1.0)({"caption": ids})["caption"]
+    kept = new >= 4
+    assert (kept.sum(1) == 1).all()
+    assert set(new[kept].tolist()) == {7, 8, 9}
+    assert (new[:, 0] == 1).all()
+    assert (new[:, 4] == 2).all()
+    # A caption without words comes back as it is.
+    empty = torch.tensor([[1, 2, 0], [1, 3, 2]])
+    assert torch.equal(word_dropout(1.0)({"caption": empty})["caption"], empty)
+
+
+def test_word_dropout_on_the_view_only():
+    torch.manual_seed(0)
+    ids = torch.tensor([[1, 7, 8, 9, 10, 2]])
+    new = word_dropout(1.0, unk=4, view=True)({"caption": ids})
+    assert torch.equal(new["caption"], ids)
+    assert (new["caption_view"] == 4).sum() == 3
+    other = torch.tensor([[1, 20, 2]])
+    new = word_dropout(1.0, view=True)({"caption": ids, "caption_view": other})
+    assert torch.equal(new["caption_view"], other)
+
+
+def test_word_dropout_says_what_is_wrong():
+    with pytest.raises(MMCLError, match=r"got 1\.5"):
+        word_dropout(1.5)
+    with pytest.raises(MissingModalityError, match="word_dropout needs"):
+        word_dropout()({"image": torch.ones(1)})
+
+
+def test_moco_v2_gives_two_different_views_in_range_at_the_size_asked_for():
+    torch.manual_seed(0)
+    new = moco_v2(16)(PICTURES)
+    for key in ("image", "image_view"):
+        assert new[key].shape == (16, 3, 16, 16)
+        assert new[key].dtype == torch.float32
+        assert new[key].min() >= 0
+        assert new[key].max() <= 1
+    different = (new["image"] - new["image_view"]).abs().amax((1, 2, 3))
+    assert (different > 0.01).all()
+
+
+def test_moco_v2_writes_only_the_views_asked_for():
+    new = moco_v2(16, views=("image_view",))(PICTURES)
+    assert new["image"] is PICTURES["image"]
+    assert new["image_view"].shape[-1] == 16
+    assert moco_v2(16, views=("image",))(PICTURES).keys() == {"image"}
+
+
+PLAIN = {"scale": (1.0, 1.0), "jitter_p": 0.0, "grayscale_p": 0.0, "blur_p": 0.0}
+
+
+def test_moco_v2_does_not_flip_unless_told():
+    torch.manual_seed(0)
+    # Dark on the left, bright on the right.
+    image = torch.linspace(0, 1, 24).expand(64, 3, 24, 24)
+
+    def brighter_right(flip):
+        new = moco_v2(24, flip=flip, views=("image",), **PLAIN)({"image": image})["image"]
+        return (new[..., 12:].mean((1, 2, 3)) > new[..., :12].mean((1, 2, 3))).sum()
+
+    assert brighter_right(False) == 64
+    assert 12 < brighter_right(True) < 52
+
+
+def test_each_step_of_moco_v2_acts_when_asked_for():
+    torch.manual_seed(0)
+
+    def augment(**settings):
+        return moco_v2(24, views=("image",), **{**PLAIN, **settings})(PICTURES)["image"]
+
+    def detail(image):
+        return image.diff(dim=-1).abs().mean((1, 2, 3))
+
+    gray = augment(grayscale_p=1.0)
+    assert torch.allclose(gray[:, 0], gray[:, 1])
+    assert torch.allclose(gray[:, 0], gray[:, 2])
+    plain = augment()
+    assert not torch.allclose(plain[:, 0], plain[:, 1], atol=0.1)
+    blurred = augment(blur_p=1.0, blur_sigma=(1.0, 2.0))
+    assert (detail(blurred) < 0.5 * detail(plain)).all()
+    bright = augment(jitter_p=1.0, jitter=(0.4, 0.0, 0.0, 0.0))
+    assert bright.mean((1, 2, 3)).std() > 3 * plain.mean((1, 2, 3)).std()
+    assert (detail(augment(scale=(0.2, 0.3))) < 0.9 * detail(plain)).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_moco_v2_at_tiny_sizes(size):
+    assert moco_v2(size, blur_p=1.0)(PICTURES)["image"].shape == (16, 3, size, size)
+
+
+def test_moco_v2_says_what_is_wrong():
+    with pytest.raises(MMCLError, match="size"):
+        moco_v2(0)
+    for views in ((), ("caption",)):
+        with pytest.raises(MMCLError, match="views"):
+            moco_v2(16, views=views)
+    with pytest.raises(MissingModalityError, match=r"got \['caption'\]"):
+        moco_v2(16)({"caption": SENTENCES[:, 0]})
+    for wrong in (torch.ones(2, 1, 8, 8), torch.ones(2, 3, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(ShapeError, match=r"expected float \[B, 3, H, W\]"):
+            moco_v2(16)({"image": wrong})
+
+
+def test_kornia_is_imported_only_when_it_is_used():
+    code = (
+        "import sys, mmcl_core.data.augment as a; assert 'kornia' not in sys.modules;"
+        "a.moco_v2(8); assert 'kornia' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
