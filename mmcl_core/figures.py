@@ -176,6 +176,7 @@ def bars(
     ylabel: str,
     xlabel: str = "",
     baselines: Mapping[str, float] | None = None,
+    steps: Mapping[str, Array] | None = None,
     ylim: tuple[float, float] | None = None,
     size: tuple[float, float] = (7, 3.2),
 ) -> Figure:
@@ -186,7 +187,8 @@ def bars(
         series: name -> [G] heights.
         title: the finding.
         ylabel: with unit; likewise `xlabel`.
-        baselines: name -> level.
+        baselines: name -> level, the same for all groups.
+        steps: name -> [G] levels, one for each group.
         ylim: lowest and highest y.
         size: inches.
     """
@@ -199,12 +201,15 @@ def bars(
         axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1.5)
     for (name, level), dashes in zip((baselines or {}).items(), ("--", ":", "-."), strict=False):
         axis.axhline(level, color="#222222", linestyle=dashes, linewidth=1.4, label=name)
+    for (name, levels), dashes in zip((steps or {}).items(), ("--", ":", "-."), strict=False):
+        edges = (at - 0.46, at + 0.46)
+        axis.hlines(_array(levels), *edges, color="#222222", linestyles=dashes, label=name)
     axis.set(title=title, ylabel=ylabel, xlabel=xlabel)
     axis.set_xticks(at, groups)
     axis.grid(visible=False, axis="x")
     if ylim is not None:
         axis.set_ylim(*ylim)
-    if len(series) + len(baselines or {}) > 1:
+    if len(series) + len(baselines or {}) + len(steps or {}) > 1:
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
