@@ -1,2 +1,160 @@
-def write():
-    pass
+"""Write the notebook beside each chapter, for Colab and for running the chapters as tests.
+
+    python tools/notebooks.py           # write
+    python tools/notebooks.py --check   # fail, with a list, if a notebook is not what this writes
+
+The chapter (`.md`) is the source. jupytext splits it into cells, `plain_markdown` turns its MyST
+into what a notebook shows. A notebook holds no outputs, and its cell ids follow from the content,
+so that the same chapter always gives the same bytes.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from jupytext.myst import myst_to_notebook
+from plain_markdown import Book, Page, convert_inline, load_references
+
+ROOT = Path(__file__).resolve().parent.parent
+HIDDEN = {"hide-input", "remove-input", "hide-cell", "remove-cell"}
+
+INSTALL = """\
+# Installs the book's library where it is missing, as in Colab. Elsewhere it does nothing.
+import importlib.util
+
+if importlib.util.find_spec("mmcl_core") is None:
+    %pip install -q "mmcl_core @ git+{repository}\""""
+
+
+def read_chapter(path: Path) -> Any:
+    """The chapter's cells, as jupytext reads them; `metadata.source_map` has their lines."""
+    text = path.read_text(encoding="utf-8")
+    chapter = myst_to_notebook(text, add_source_map=True)
+    lines = text.splitlines()
+    # jupytext counts the blank lines before a cell to it, but leaves them out of the source.
+    chapter.metadata["source_map"] = [
+        next(i for i in range(start, len(lines)) if lines[i].strip()) + 1
+        for start in chapter.metadata["source_map"]
+    ]
+    return chapter
+
+
+def convert(page: Page, chapter: Any) -> list[Any]:
+    """The chapter's cells as those of a notebook, without outputs."""
+    cells = []
+    for cell, line in zip(chapter.cells, chapter.metadata["source_map"], strict=True):
+        metadata = dict(cell.metadata)
+        if cell.cell_type == "markdown":
+            text = page.convert(cell.source, line)
+            if text:
+                cells.append(nbformat.v4.new_markdown_cell(text))
+            continue
+        caption = figure_caption(page, metadata.pop("mystnb", {}).get("figure"))
+        if page.solution or HIDDEN & set(metadata.get("tags", [])):
+            # Colab's and Jupyter's own ways to fold the code of a cell.
+            metadata["cellView"] = "form"
+            metadata["jupyter"] = {"source_hidden": True}
+        cells.append(nbformat.v4.new_code_cell(cell.source, metadata=metadata))
+        if caption:
+            cells.append(nbformat.v4.new_markdown_cell(caption))
+    if page.solution:
+        page.problem(0, "a {solution-start} has no {solution-end}")
+    return cells
+
+
+def figure_caption(page: Page, figure: dict[str, str] | None) -> str:
+    """The caption of a code cell's figure, which has a number and perhaps a label; else ""."""
+    if not figure:
+        return ""
+    number = page.number("Figure")
+    caption = figure.get("caption", "")
+    page.define(figure.get("name"), caption or number, number)
+    return f"**{number}.** {convert_inline(page, caption, 0)}".strip()
+
+
+def assemble(cells: list[Any], repository: str) -> str:
+    """The notebook as text: the install cell, then `cells`."""
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(INSTALL.format(repository=repository)), *cells],
+        metadata={
+            "colab": {"provenance": []},
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+    )
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        content = f"{cell.cell_type}\n{cell.source}"
+        copy = seen[content] = seen.get(content, 0) + 1
+        cell.id = hashlib.sha256(f"{content}\n{copy}".encode()).hexdigest()[:12]
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook) + "\n"
+
+
+def generate(root: Path = ROOT) -> tuple[dict[Path, str], list[str]]:
+    """The text of every notebook, by its path; and what would not read well in one."""
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    paths = {
+        path.relative_to(root).with_suffix("").as_posix(): path
+        for path in sorted((root / "book").rglob("*.md"))
+    }
+    chapters = {name: read_chapter(path) for name, path in paths.items()}
+    book = Book(
+        repository=config["repository"]["url"],
+        branch=config["repository"]["branch"],
+        colab=config["launch_buttons"]["colab_url"],
+        references=load_references(root / "book" / "references.bib"),
+        notebooks={name for name, read in chapters.items() if "kernelspec" in read.metadata},
+    )
+    for name, chapter in chapters.items():  # first pass: titles, labels, numbers
+        convert(Page(name, book), chapter)
+    problems, texts = [], {}
+    for name in sorted(book.notebooks):
+        page = Page(name, book)
+        cells = convert(page, chapters[name])
+        problems += page.problems
+        texts[paths[name].with_suffix(".ipynb")] = assemble(cells, book.repository)
+    return texts, problems
+
+
+def write(root: Path = ROOT) -> list[str]:
+    """Write the notebooks that changed, remove those whose chapter is gone; return problems."""
+    texts, problems = generate(root)
+    for path, text in texts.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path.relative_to(root)}")
+    for path in set(notebooks_in(root)) - set(texts):
+        path.unlink()
+        print(f"removed {path.relative_to(root)}, which has no chapter")
+    return problems
+
+
+def notebooks_in(root: Path) -> list[Path]:
+    """All notebooks of the book."""
+    found = (root / "book").rglob("*.ipynb")
+    return sorted(path for path in found if ".ipynb_checkpoints" not in path.parts)
+
+
+def differing(root: Path = ROOT) -> list[str]:
+    """The problems, and what `write` would change, one line each."""
+    texts, lines = generate(root)
+    for path in sorted({*texts, *notebooks_in(root)}):
+        name = path.relative_to(root).as_posix()
+        if path not in texts:
+            lines.append(f"{name}: has no chapter beside it")
+        elif not path.exists():
+            lines.append(f"{name}: missing")
+        elif path.read_text(encoding="utf-8") != texts[path]:
+            lines.append(f"{name}: not what its chapter gives")
+    return lines
+
+
+if __name__ == "__main__":
+    check = "--check" in sys.argv[1:]
+    if found := differing() if check else write():
+        advice = "\nRun `make notebooks`, commit what it writes, and correct what it prints."
+        sys.exit("\n".join(found) + (advice if check else ""))

@@ -1,0 +1,105 @@
+"""Every check of the project, one after the other; what `make test` runs.
+
+    python tools/check.py            # all
+    python tools/check.py lint unit  # some, by their names below
+
+A check that fails does not stop the others. At the end: each one's verdict and seconds.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable
+PYTEST = [PYTHON, "-m", "pytest", "-q", "--ignore=tests/benchmarks"]
+NOTEBOOK_SECONDS = 1200  # for one notebook; a slow machine takes ten times our 90 s
+
+
+def run(*command: str) -> bool:
+    """Run a command in the repository's root; True when it succeeded."""
+    print("$", " ".join([Path(command[0]).name, *command[1:]]), flush=True)
+    return subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def lint() -> bool:
+    """Style, form and types. All three run, so that one round of corrections is enough."""
+    ruff = [PYTHON, "-m", "ruff"]
+    return all(
+        [
+            run(*ruff, "check", "."),
+            run(*ruff, "format", "--check", "."),
+            run(PYTHON, "-m", "mypy", "mmcl_core"),
+        ]
+    )
+
+
+def unit() -> bool:
+    """The tests that need neither the book nor a browser."""
+    return run(*PYTEST, "-m", "not browser", "--durations=5", "tests")
+
+
+def notebooks() -> bool:
+    """The notebooks are what the chapters give, and each runs from top to bottom."""
+    current = run(PYTHON, "tools/notebooks.py", "--check")
+    options = [f"--nbmake-timeout={NOTEBOOK_SECONDS}", "--durations=0", "-p", "no:cacheprovider"]
+    return run(PYTHON, "-m", "pytest", "-q", "--nbmake", *options, "book") and current
+
+
+def book() -> bool:
+    """The book is built without a warning; prints the seconds of each chapter."""
+    return run(PYTHON, "tools/build.py", "--strict")
+
+
+def browser() -> bool:
+    """Each built page in a real browser: its widgets move, its formulas are rendered."""
+    install_browser()
+    return run(*PYTEST, "-m", "browser", "tests")
+
+
+def install_browser() -> None:
+    """Install Debian's Chromium where it is missing and this user may; else the test says how."""
+    if shutil.which("chromium") or not shutil.which("apt-get") or os.geteuid() != 0:
+        return
+    print("Installing Chromium for the browser test (once) ...", flush=True)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+        subprocess.run(["apt-get", *command], env=environment, **quiet)
+
+
+CHECKS: dict[str, Callable[[], bool]] = {
+    "lint": lint,
+    "unit": unit,
+    "notebooks": notebooks,
+    "book": book,
+    "browser": browser,
+}
+
+
+def main(names: list[str]) -> None:
+    """Run the named checks, print the verdicts, and exit with 1 if one failed."""
+    if unknown := set(names) - set(CHECKS):
+        sys.exit(f"There is no check {sorted(unknown)}; there are {list(CHECKS)}.")
+    verdicts = {}
+    for name in names or CHECKS:
+        print(f"\n=== {name}", flush=True)
+        start = time.perf_counter()
+        passed = CHECKS[name]()
+        verdicts[name] = passed, time.perf_counter() - start
+    print()
+    for name, (passed, seconds) in verdicts.items():
+        print(f"{seconds:8.1f} s  {'passed' if passed else 'FAILED'}  {name}")
+    print(f"{sum(seconds for _, seconds in verdicts.values()):8.1f} s  in all")
+    if (ROOT / "_build" / "html" / "index.html").exists():
+        print(f"The book: {(ROOT / '_build' / 'html' / 'index.html').as_posix()}")
+    if not all(passed for passed, _ in verdicts.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
