@@ -1,0 +1,357 @@
+"""Contrastive losses, as pure functions of tensors.
+
+Embeddings are `[B, D]`: B samples, one row each, row i of one tensor belonging to row i of the
+other. They are meant to have unit norm, so that inner products are cosine similarities. Other
+norms are allowed: the loss is then that of the plain inner products.
+
+All losses compute in float32 when they are handed float16 or bfloat16, and in the type they are
+handed otherwise; inside autocast, too. They return a tensor of shape `[]` of that type.
+
+Bad input raises an error of the `MMCLError` family: wrong or different shapes, types or devices,
+a batch without negatives (fewer than two samples), NaN, infinity or a zero vector among the
+embeddings, a temperature or scale that is not positive and finite.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcl_core.errors import MMCLError, ShapeError
+
+
+def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
+    """InfoNCE in one direction: each query has to find its own key among all keys of the batch.
+
+    `mean_i -log( e^{q_i.k_i / T} / sum_j e^{q_i.k_j / T} )` (van den Oord et al., 2018, Eq. 4).
+
+    Args:
+        queries: `[B, D]`, B at least 2.
+        keys: `[B, D]`; key i is the positive of query i, the other B - 1 are its negatives.
+        temperature: T > 0, a number or a tensor of shape `[]`, which may require a gradient.
+
+    Returns:
+        The mean over the batch, in nats, at least 0; log(B) when all similarities are equal.
+
+    Raises:
+        ShapeError: shapes, types or devices do not fit, or B < 2.
+        MMCLError: NaN, infinity or zero vectors among the embeddings; temperature not in (0, inf).
+    """
+    _check_embeddings(queries=queries, keys=keys)
+    with _without_autocast(queries):
+        q, k = _at_least_float32(queries), _at_least_float32(keys)
+        logits = (q / _scalar("temperature", temperature, q, positive=True)) @ k.T
+        return F.cross_entropy(logits, torch.arange(len(q), device=q.device))
+
+
+def clip_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor,
+    *,
+    chunk_size: int | None = None,
+    groups: Tensor | None = None,
+) -> Tensor:
+    """The loss of CLIP: image finds text, text finds image, mean of the two cross-entropies.
+
+    Radford et al., ICML 2021, Figure 3. With `logits = logit_scale * image @ text.T`, it is
+    `(cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2`.
+
+    Identical captions. When two samples of a batch have the same caption, calling one a negative
+    of the other punishes the truth. `groups` says which samples share their caption. They are
+    then positives of each other: the loss of row i is `logsumexp_j(logits[i, j])` minus the
+    *mean* of the logits in its group (as in the supervised contrastive loss, Khosla et al.,
+    NeurIPS 2020, Eq. 2), and the same for columns. Its lowest value for a group of n is log(n).
+
+    Large batches. `chunk_size` bounds the memory and changes no value beyond rounding: two tiles
+    of `[chunk_size, B]` are all that exists of the logits at any time, and the backward pass
+    computes them again. 64 to 256 is a good choice on a CPU (the tiles then fit its cache), 1024
+    or more on a GPU. It pays from a batch of about 1,000. There is no second
+    derivative (`create_graph=True` raises an MMCLError); use None for that.
+
+    Precision. A float32 inner product near 1 is rounded to about 6e-8, so a logit at scale 1000
+    (temperature 1e-3) to about 6e-5. Losses and gradients stay finite there, and carry that
+    rounding, a relative error of up to about 1e-4.
+
+    Args:
+        image: `[B, D]`, B at least 2.
+        text: `[B, D]`; row i describes image i.
+        logit_scale: 1 / temperature, > 0, already exponentiated: a number, or a tensor of shape
+            `[]`, through which the gradient flows.
+        chunk_size: rows of a tile, at least 1; None holds all `[B, B]` logits.
+        groups: int64 `[B]`, any numbers; samples with the same number have identical captions.
+
+    Returns:
+        The loss in nats, at least 0; log(B) when all similarities are equal.
+
+    Raises:
+        ShapeError: shapes, types or devices do not fit, or B < 2.
+        MMCLError: NaN, infinity or zero vectors among the embeddings; logit_scale not in (0, inf);
+            chunk_size not a whole number of at least 1.
+    """
+    _check_embeddings(image=image, text=text)
+    _check_groups(groups, image)
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise MMCLError(
+            f"chunk_size must be None or a whole number of at least 1, got {chunk_size!r}."
+        )
+    with _without_autocast(image):
+        x, y = _at_least_float32(image), _at_least_float32(text)
+        scale = _scalar("logit_scale", logit_scale, x, positive=True)
+        if chunk_size is None:
+            logits = (scale * x) @ y.T
+            diagonal = torch.arange(len(x), device=x.device)
+            loss = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
+        else:
+            loss = _TiledCLIP.apply(x, y, scale, chunk_size)
+        if groups is not None:
+            # Groups change the positives alone: the logit of the pair becomes the mean logit of
+            # the group, scale * x_i . mean(y over the group). So one correction of [B, D] does,
+            # and since it sums to the same over rows and over columns, it does for both.
+            loss = loss + scale * (x * (y - _group_means(y, groups))).sum(1).mean()
+        return loss
+
+
+def siglip_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    *,
+    groups: Tensor | None = None,
+) -> Tensor:
+    """The loss of SigLIP: every pair of the batch is a yes-or-no question of its own.
+
+    `-sum_ij logsigmoid(z_ij * (logit_scale * x_i.y_j + logit_bias)) / B`, with z = +1 where image
+    and text belong together and -1 elsewhere (Zhai et al., ICCV 2023, Algorithm 1). The paper
+    starts at a scale of 10 and a bias of -10.
+
+    Args:
+        image: `[B, D]`, B at least 2.
+        text: `[B, D]`; row i describes image i.
+        logit_scale: > 0, already exponentiated: a number or a tensor of shape `[]`.
+        logit_bias: finite: a number or a tensor of shape `[]`.
+        groups: int64 `[B]`; samples with the same number have identical captions, and belong
+            together as well.
+
+    Returns:
+        The loss in nats, summed over pairs and divided by B; at least 0.
+
+    Raises:
+        ShapeError: shapes, types or devices do not fit, or B < 2.
+        MMCLError: NaN, infinity or zero vectors among the embeddings; logit_scale not in (0, inf);
+            logit_bias not finite.
+    """
+    _check_embeddings(image=image, text=text)
+    _check_groups(groups, image)
+    with _without_autocast(image):
+        x, y = _at_least_float32(image), _at_least_float32(text)
+        scale = _scalar("logit_scale", logit_scale, x, positive=True)
+        bias = _scalar("logit_bias", logit_bias, x, positive=False)
+        logits = (scale * x) @ y.T + bias
+        if groups is None:
+            together = torch.eye(len(x), dtype=torch.bool, device=x.device)
+        else:
+            together = groups[:, None] == groups
+        return -F.logsigmoid(torch.where(together, logits, -logits)).sum() / len(x)
+
+
+class _TiledCLIP(torch.autograd.Function):
+    """CLIP's loss from tiles of `[chunk, B]` logits; the same number as the plain form.
+
+    With n_i the log-sum-exp over the negatives of row i and p_i its positive logit, the
+    cross-entropy of the row is `log(e^{p_i} + e^{n_i}) - p_i = softplus(n_i - p_i)`. Written like
+    this, nothing is lost when the loss of a row is tiny, as it is at the end of training.
+
+    n_i is held as a pair: the largest negative, and the sum of exp(logit - largest). Rows are
+    complete within a tile. Columns grow from tile to tile: when a larger logit appears, the sum
+    so far is rescaled to it. No exponent is ever positive, so nothing can overflow.
+
+    Four matrix products in all (logits, logits again, two gradients), where the form with two
+    logits matrices needs six.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, chunk_size: int) -> Tensor:
+        size = len(x)
+        chunk_size = min(chunk_size, size)
+        scaled = x * scale
+        tile, work = scaled.new_empty(2, chunk_size, size)
+        positive, row_max, row_sum = scaled.new_empty(3, size)
+        # Not -inf: in the first tile, a column may consist of its own positive alone.
+        col_max = scaled.new_full((size,), torch.finfo(x.dtype).min)
+        col_sum = scaled.new_zeros(size)
+        for start in range(0, size, chunk_size):
+            rows = slice(start, min(start + chunk_size, size))
+            logits, exps = tile[: rows.stop - start], work[: rows.stop - start]
+            torch.mm(scaled[rows], y.T, out=logits)
+            positive[rows] = logits.diagonal(start)
+            logits.diagonal(start).fill_(-torch.inf)  # what remains are the negatives
+
+            row_max[rows] = logits.amax(1)
+            torch.sub(logits, row_max[rows, None], out=exps).exp_()
+            row_sum[rows] = exps.sum(1)
+
+            larger = torch.maximum(col_max, logits.amax(0))
+            torch.sub(logits, larger, out=exps).exp_()
+            col_sum.mul_((col_max - larger).exp_()).add_(exps.sum(0))
+            col_max = larger
+
+        row_margin = (row_max - positive) + row_sum.log()  # n_i - p_i
+        col_margin = (col_max - positive) + col_sum.log()
+        # The derivative of softplus is the sigmoid: the share of the negatives in the softmax.
+        row_share, col_share = row_margin.sigmoid(), col_margin.sigmoid()
+        ctx.save_for_backward(
+            *(x, y, scale, row_share + col_share),
+            *(row_max, row_share / row_sum, col_max, col_share / col_sum),
+        )
+        ctx.chunk_size = chunk_size
+        return (F.softplus(row_margin) + F.softplus(col_margin)).mean() / 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            # Not `once_differentiable`: with it, a gradient penalty on the embeddings would come
+            # out as a constant, and nobody would be told.
+            raise MMCLError(
+                "clip_loss with a chunk_size has no second derivative: backward() was called with "
+                "create_graph=True. Use chunk_size=None for that."
+            )
+        x, y, scale, share, row_max, row_weight, col_max, col_weight = ctx.saved_tensors
+        needs_x, needs_y, needs_scale, _ = ctx.needs_input_grad
+        size, chunk_size = len(x), ctx.chunk_size
+        with _without_autocast(x):  # backward() may be called inside autocast
+            scaled = x * scale
+            tile, work = scaled.new_empty(2, chunk_size, size)
+            grad_x, grad_y = torch.empty_like(scaled), torch.zeros_like(scaled)
+            for start in range(0, size, chunk_size):
+                rows = slice(start, min(start + chunk_size, size))
+                logits, weights = tile[: rows.stop - start], work[: rows.stop - start]
+                torch.mm(scaled[rows], y.T, out=logits)
+                # The gradient by the logits: softmax of the row plus softmax of the column ...
+                torch.sub(logits, row_max[rows, None], out=weights).exp_()
+                weights.mul_(row_weight[rows, None])
+                weights.addcmul_(logits.sub_(col_max).exp_(), col_weight)
+                # ... and on the diagonal, minus what all negatives have together.
+                weights.diagonal(start).copy_(-share[rows])
+                if needs_x or needs_scale:
+                    torch.mm(weights, y, out=grad_x[rows])
+                if needs_y:
+                    grad_y.addmm_(weights.T, x[rows])
+            factor = grad / (2 * size)
+            # sum_ij weights_ij * x_i.y_j, without another pass over the tiles
+            grad_scale = (x * grad_x).sum() * factor if needs_scale else None
+            factor = factor * scale
+            return (
+                grad_x.mul_(factor) if needs_x else None,
+                grad_y.mul_(factor) if needs_y else None,
+                grad_scale,
+                None,
+            )
+
+
+def _group_means(values: Tensor, groups: Tensor) -> Tensor:
+    """For each row of values `[B, D]`, the mean over the rows of its group. Returns `[B, D]`."""
+    _, group, counts = groups.unique(return_inverse=True, return_counts=True)
+    sums = values.new_zeros(len(counts), values.shape[1]).index_add(0, group, values)
+    return (sums / counts[:, None])[group]
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _without_autocast(values: Tensor) -> torch.autocast:
+    return torch.autocast(values.device.type, enabled=False)
+
+
+def _scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bool) -> Tensor:
+    """A temperature, scale or bias as a checked tensor of shape `[]`, of the type of `like`."""
+    if isinstance(value, Tensor):
+        if value.ndim != 0:
+            raise ShapeError(
+                f"{name} must be a number or a tensor of shape [], got {list(value.shape)}."
+            )
+        number = float(value.detach())
+        value = value.to(like)
+    else:
+        number = value
+        # full, not tensor: it does not make a GPU wait for a copy
+        value = torch.full((), value, dtype=like.dtype, device=like.device)
+    if not math.isfinite(number) or (positive and number <= 0):
+        kind = "positive and finite" if positive else "finite"
+        raise MMCLError(f"{name} must be {kind}, got {number}.")
+    return value
+
+
+def _check_groups(groups: Tensor | None, embeddings: Tensor) -> None:
+    if groups is None:
+        return
+    if groups.shape != embeddings.shape[:1] or groups.dtype != torch.int64:
+        raise ShapeError(
+            f"groups must be int64 of shape [{len(embeddings)}], one number for each sample, "
+            f"got {groups.dtype} of shape {list(groups.shape)}."
+        )
+    if groups.device != embeddings.device:
+        raise ShapeError(
+            f"groups must be on the device of the embeddings, {embeddings.device}, "
+            f"got {groups.device}."
+        )
+
+
+def _check_embeddings(**embeddings: Tensor) -> None:
+    """Raise unless all are `[B, D]` of one shape, type and device, B > 1, and every row is usable.
+
+    Costs one pass over `[B, D]` and, on a GPU, one wait for the result.
+    """
+    (first_name, first), *_ = embeddings.items()
+    for name, values in embeddings.items():
+        if values.ndim != 2:
+            raise ShapeError(f"{name} must have shape [B, D], got {list(values.shape)}.")
+        if not values.is_floating_point():
+            raise ShapeError(f"{name} must hold floating-point numbers, got {values.dtype}.")
+        if values.shape != first.shape:
+            raise ShapeError(
+                f"{first_name} and {name} must have one shape [B, D], row i of one belonging to "
+                f"row i of the other, got {list(first.shape)} and {list(values.shape)}."
+            )
+        if values.device != first.device:
+            raise ShapeError(
+                f"{first_name} and {name} must be on one device, "
+                f"got {first.device} and {values.device}."
+            )
+        if values.dtype != first.dtype:
+            raise ShapeError(
+                f"{first_name} and {name} must have one type, "
+                f"got {first.dtype} and {values.dtype}. Convert one of them."
+            )
+    if first.numel() == 0:
+        raise ShapeError(
+            f"{' and '.join(embeddings)} are empty, of shape {list(first.shape)}: "
+            "expected at least 2 samples of at least 1 number."
+        )
+    if len(first) < 2:
+        raise ShapeError(
+            "A batch of 1 has no negatives: expected at least 2 samples. "
+            "Make the batch larger, or drop the last, incomplete one (drop_last=True)."
+        )
+    # The largest magnitude of a row is NaN or infinite when one of its elements is, and 0 for a
+    # zero vector alone; unlike a sum of squares, it cannot overflow.
+    largest = torch.stack([v.detach().abs().amax(1) for v in embeddings.values()])
+    if bool(((largest > 0) & (largest < torch.inf)).all()):
+        return
+    for name, row in zip(embeddings, largest, strict=True):
+        _raise_for_rows(name, ~row.isfinite(), "hold NaN or infinity", "Has training diverged?")
+        _raise_for_rows(name, row == 0, "are zero vectors", "They have no direction to compare.")
+
+
+def _raise_for_rows(name: str, bad: Tensor, what: str, hint: str) -> None:
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise MMCLError(
+            f"{name}: {int(bad.sum())} of {len(bad)} rows {what}, the first is row {first}. {hint}"
+        )
