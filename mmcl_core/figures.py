@@ -279,3 +279,195 @@ def matrices(
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
+
+
+@house_style
+def pairs(pictures: Tensor, similarity: Array, *, title: str, width: float = 6.0) -> Figure:
+    """Pictures in a row above their matrix of similarities to the captions of the same pictures.
+
+    Args:
+        pictures: [N, 3, H, W], uint8 or float in [0, 1].
+        similarity: [N, N], rows are pictures, columns are captions; cosines.
+        title: the finding.
+        width: inches.
+    """
+    n = len(pictures)
+    cell = width / (n + 1)
+    height = cell * (1 + 0.62 * n) + 0.75
+    figure = plt.figure(figsize=(width, height), layout="none")
+    for i, picture in enumerate(pictures):
+        place = ((i + 1.04) * cell / width, 1 - (0.4 + cell) / height)
+        axis = figure.add_axes((*place, 0.92 * cell / width, 0.92 * cell / height))
+        axis.imshow(_rgb(picture))
+        axis.axis("off")
+    box = (cell / width, 0.33 / height, n * cell / width, 0.62 * n * cell / height)
+    axis = figure.add_axes(box)
+    _draw_matrix(axis, similarity, limits=(-1, 1), cmap="RdBu_r", numbers=".2f")
+    axis.set_yticks(range(n), [f"picture {i + 1}" for i in range(n)], fontsize=8)
+    axis.set_xticks(range(n), [f"caption {i + 1}" for i in range(n)], fontsize=8)
+    axis.tick_params(length=0)
+    figure.text(0.06 / width, 1 - 0.08 / height, title, ha="left", va="top", size=11)
+    return figure
+
+
+@house_style
+def similarity_and_map(
+    similarity: Array,
+    points: Mapping[str, Tensor],
+    groups: Tensor,
+    *,
+    group_names: Sequence[str],
+    limits: float,
+    title: str = "",
+) -> Figure:
+    """A matrix of cosines beside a map in two dimensions: colours are groups, markers are sides.
+
+    Args:
+        similarity: [R, C].
+        points: side (such as "pictures") -> [N, 2].
+        groups: int64 [N], the group of each point.
+        group_names: name of each group.
+        limits: the map reaches from -limits to limits on both axes, in every frame.
+        title: the finding.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.7), width_ratios=(1, 1.15))
+    _draw_matrix(left, similarity, limits=(-1, 1), cmap="RdBu_r")
+    left.set(title="similarity (cosine)", xlabel="caption", ylabel="picture")
+    figure.colorbar(left.images[0], ax=left, shrink=0.8)
+    number = _array(groups)
+    for (side, at), marker in zip(points.items(), ("o", "x"), strict=False):
+        for group, name in enumerate(group_names):
+            here = _array(at)[number == group]
+            right.scatter(
+                here[:, 0], here[:, 1], s=16, marker=marker, color=PALETTE[group],
+                linewidths=1, label=name if marker == "o" else None,
+            )  # fmt: skip
+        right.scatter([], [], s=16, marker=marker, color="#222222", linewidths=1, label=side)
+    right.set(xlim=(-limits, limits), ylim=(-limits, limits), aspect="equal")
+    right.set(title="map of one-object scenes", xlabel="first direction", ylabel="second direction")
+    right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+@house_style
+def histograms(
+    series: Mapping[str, Array],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    bins: int = 40,
+    size: tuple[float, float] = (7, 3.0),
+) -> Figure:
+    """Histograms on one axis with common bins, half transparent, outlined.
+
+    Args:
+        series: name -> [N].
+        title: the finding.
+        xlabel: with unit; likewise `ylabel`.
+        bins: number of bins over the range of all series.
+        size: inches.
+    """
+    figure, axis = plt.subplots(figsize=size)
+    values = [_array(each) for each in series.values()]
+    edges = np.linspace(min(v.min() for v in values), max(v.max() for v in values), bins + 1)
+    for name, each, colour in zip(series, values, PALETTE, strict=False):
+        axis.hist(each, edges, color=colour, alpha=0.35)
+        axis.hist(each, edges, color=colour, histtype="step", linewidth=1.6, label=name)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axis.legend()
+    return figure
+
+
+@house_style
+def circles(
+    panels: Mapping[str, Mapping[str, Array]],
+    *,
+    title: str = "",
+    arrows: Mapping[str, Array] | None = None,
+    partners: tuple[str, str] | None = None,
+    columns: int = 2,
+    panel: float = 2.9,
+) -> Figure:
+    """Groups of points on the unit circle, one circle for each panel.
+
+    Later groups are drawn smaller, so that two points at one place are both seen.
+
+    Args:
+        panels: panel title -> name of a group -> points [N, 2]. All panels have the same groups.
+        title: the finding.
+        arrows: name of a group -> [N, 2], what pulls or pushes each of its points, in every panel.
+        partners: two groups whose rows are joined by a line, row i with row i.
+        columns: panels in a row.
+        panel: width of a panel in inches.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (panel * columns, (panel + 0.25) * rows + 0.35 + 0.3 * bool(title))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    turn = np.linspace(0, 2 * np.pi, 200)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, groups) in zip(axes.flat, panels.items(), strict=False):
+        axis.plot(np.cos(turn), np.sin(turn), color="#bbbbbb", linewidth=1)
+        if partners is not None:
+            for start, end in zip(*(_array(groups[who]) for who in partners), strict=True):
+                axis.plot(*zip(start, end, strict=True), color=GREY, linewidth=0.7, alpha=0.6)
+        for i, (who, points) in enumerate(groups.items()):
+            x, y = _array(points).T
+            axis.scatter(
+                x, y, s=80 / (1 + 1.5 * i), color=PALETTE[i], marker=MARKERS[i], label=who, zorder=3
+            )
+            if arrows is not None and who in arrows:
+                u, v = _array(arrows[who]).T
+                axis.quiver(
+                    x, y, u, v, color=PALETTE[i], width=0.011, zorder=4,
+                    angles="xy", scale_units="xy", scale=1,
+                )  # fmt: skip
+        axis.set(title=name, aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
+    marks, names = axes.flat[0].get_legend_handles_labels()
+    figure.legend(marks, names, loc="outside lower center", ncols=len(names))
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+@house_style
+def curve_panels(
+    x: Array,
+    panels: Mapping[str, Mapping[str, Array]],
+    *,
+    title: str,
+    xlabel: str,
+    baselines: Mapping[str, float] | None = None,
+    xscale: str = "linear",
+    size: tuple[float, float] = (7, 3.3),
+) -> Figure:
+    """Lines over a common x, a panel for each measure; the same series in every panel.
+
+    Args:
+        x: [N].
+        panels: the measure, with unit -> name of a series -> [N].
+        title: the finding.
+        xlabel: with unit.
+        baselines: the measure -> level, for what the result is to be compared with.
+        xscale: "linear" or "log".
+        size: inches.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    points = _array(x)
+    every = max(1, len(points) // 8)
+    for axis, (measure, series) in zip(axes[0], panels.items(), strict=True):
+        for (name, values), marker in zip(series.items(), MARKERS, strict=False):
+            axis.plot(
+                points, _array(values), label=name, marker=marker, markevery=every, markersize=4.5
+            )
+        if baselines is not None and measure in baselines:
+            axis.axhline(baselines[measure], color=GREY, linestyle="--", linewidth=1.4)
+        axis.set(title=measure, xlabel=xlabel, xscale=xscale)
+    lines, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=len(names))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
