@@ -45,6 +45,11 @@ def configure(app: Sphinx, config: Any) -> None:
         }
 
 
+def show_progress(app: Sphinx, page: str, source: list[str]) -> None:
+    """Say which page is read, and executed unless it was before: this is what takes the time."""
+    print(f"  {page}", flush=True)
+
+
 def write_seconds(app: Sphinx, exception: Exception | None) -> None:
     """Write {page: seconds of its execution} beside the built pages."""
     metadata = getattr(app.env, "nb_metadata", {}) if app.env else {}
@@ -60,5 +65,6 @@ def write_seconds(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to Sphinx's events."""
     app.connect("config-inited", configure)
+    app.connect("source-read", show_progress)
     app.connect("build-finished", write_seconds)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -305,16 +305,17 @@ def quote(text: str) -> str:
 
 def admonition(block: Block) -> str:
     """A quotation with a bold title, or a fold."""
-    title = block.title if block.name == "admonition" else block.name.capitalize()
+    title = block.title or "More"
+    if block.name in ADMONITIONS:
+        title = "See also" if block.name == "seealso" else block.name.capitalize()
+        if block.argument:
+            # Of these, MyST takes what stands after the name as the first line of the body.
+            block.lines.insert(0, block.argument)
+            block.body_line -= 1
     body = block.body
-    if block.name == "seealso":
-        title = "See also"
-    if block.name not in ("admonition", "dropdown", "toggle") and block.argument:
-        # Of these, MyST takes the text after the name as the beginning of the body.
-        body = f"{block.title}\n\n{body}".strip()
     folded = block.name in ("dropdown", "toggle")
     if folded or "dropdown" in block.options.get("class", ""):
-        return fold(block.title if block.argument else "More", body)
+        return fold(title, body)
     return quote(f"**{title}.** {body}" if re.match(r"[\w(*]", body) else f"**{title}**\n\n{body}")
 
 
@@ -546,7 +547,8 @@ def plain(tex: str) -> str:
 
 def authors(entry: Entry) -> str:
     """ "Ho", "Ho and Li" or "Ho et al."."""
-    names = [plain(" ".join(person.last_names)) for person in entry.persons.get("author", [])]
+    people = entry.persons.get("author", [])
+    names = [plain(" ".join(one.prelast_names + one.last_names)) for one in people]
     return " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
 
 
