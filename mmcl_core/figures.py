@@ -201,9 +201,9 @@ def bars(
         axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1.5)
     for (name, level), dashes in zip((baselines or {}).items(), ("--", ":", "-."), strict=False):
         axis.axhline(level, color="#222222", linestyle=dashes, linewidth=1.4, label=name)
-    for (name, levels), dashes in zip((steps or {}).items(), ("--", ":", "-."), strict=False):
+    for name, levels in (steps or {}).items():
         edges = (at - 0.46, at + 0.46)
-        axis.hlines(_array(levels), *edges, color="#222222", linestyles=dashes, label=name)
+        axis.hlines(_array(levels), *edges, color="#222222", linestyles="dashed", label=name)
     axis.set(title=title, ylabel=ylabel, xlabel=xlabel)
     axis.set_xticks(at, groups)
     axis.grid(visible=False, axis="x")
@@ -282,31 +282,32 @@ def matrices(
 
 
 @house_style
-def pairs(pictures: Tensor, similarity: Array, *, title: str, width: float = 6.0) -> Figure:
-    """Pictures in a row above their matrix of similarities to the captions of the same pictures.
+def pairs(pictures: Tensor, similarity: Array, *, title: str, width: float = 6.4) -> Figure:
+    """A matrix of similarities of pictures to captions, each row behind its picture.
 
     Args:
         pictures: [N, 3, H, W], uint8 or float in [0, 1].
-        similarity: [N, N], rows are pictures, columns are captions; cosines.
+        similarity: [N, M], rows are pictures, columns are captions; cosines.
         title: the finding.
         width: inches.
     """
-    n = len(pictures)
-    cell = width / (n + 1)
-    height = cell * (1 + 0.62 * n) + 0.75
+    rows, columns = _array(similarity).shape
+    side, head, foot = 0.46, 0.36, 0.28
+    height = rows * side + head + foot
     figure = plt.figure(figsize=(width, height), layout="none")
     for i, picture in enumerate(pictures):
-        place = ((i + 1.04) * cell / width, 1 - (0.4 + cell) / height)
-        axis = figure.add_axes((*place, 0.92 * cell / width, 0.92 * cell / height))
+        bottom = (foot + (rows - 1 - i + 0.04) * side) / height
+        box = (0.02 / width, bottom, 0.92 * side / width, 0.92 * side / height)
+        axis = figure.add_axes(box)
         axis.imshow(_rgb(picture))
         axis.axis("off")
-    box = (cell / width, 0.33 / height, n * cell / width, 0.62 * n * cell / height)
-    axis = figure.add_axes(box)
+    left = (side + 0.04) / width
+    axis = figure.add_axes((left, foot / height, 0.99 - left, rows * side / height))
     _draw_matrix(axis, similarity, limits=(-1, 1), cmap="RdBu_r", numbers=".2f")
-    axis.set_yticks(range(n), [f"picture {i + 1}" for i in range(n)], fontsize=8)
-    axis.set_xticks(range(n), [f"caption {i + 1}" for i in range(n)], fontsize=8)
+    axis.set_xticks(range(columns), [f"caption {i + 1}" for i in range(columns)], fontsize=8)
+    axis.set_yticks([])
     axis.tick_params(length=0)
-    figure.text(0.06 / width, 1 - 0.08 / height, title, ha="left", va="top", size=11)
+    figure.text(0.02 / width, 1 - 0.07 / height, title, ha="left", va="top", size=11)
     return figure
 
 
@@ -372,7 +373,8 @@ def histograms(
     """
     figure, axis = plt.subplots(figsize=size)
     values = [_array(each) for each in series.values()]
-    edges = np.linspace(min(v.min() for v in values), max(v.max() for v in values), bins + 1)
+    lowest, highest = min(v.min() for v in values), max(v.max() for v in values)
+    edges = np.linspace(lowest, highest, bins + 1).tolist()
     for name, each, colour in zip(series, values, PALETTE, strict=False):
         axis.hist(each, edges, color=colour, alpha=0.35)
         axis.hist(each, edges, color=colour, histtype="step", linewidth=1.6, label=name)
