@@ -102,7 +102,8 @@ def scenes(
     cell = width / columns
     folded = [textwrap.fill(text, int(cell * 16)) for text in captions]
     lines = lines or max((text.count("\n") + 1 for text in folded), default=0)
-    rows, head = -(-len(pictures) // columns), 0.4 * bool(title)
+    title = textwrap.fill(title, int(width * 13))
+    rows, head = -(-len(pictures) // columns), (0.2 + 0.2 * (title.count("\n") + 1)) * bool(title)
     tall = cell + 0.15 * lines + 0.06
     height = rows * tall + head
     figure = plt.figure(figsize=(width, height), layout="none")
