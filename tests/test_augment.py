@@ -80,6 +80,7 @@ def test_compose_goes_from_left_to_right_and_may_be_empty():
     assert compose(add(1), add(2))({})["seen"] == [1, 2]
     batch = batch_of([0])
     assert same(compose()(batch), batch)
+    assert compose()(batch) is not batch
 
 
 def test_paraphrase_draws_every_sentence_of_the_same_sample_and_trims():
@@ -185,6 +186,9 @@ def test_moco_v2_gives_two_different_views_in_range_at_the_size_asked_for():
         assert new[key].dtype == torch.float32
         assert new[key].min() >= 0
         assert new[key].max() <= 1
+    # A blurred white picture is white, and not a rounding error brighter.
+    white = {"image": torch.ones(64, 3, 24, 24)}
+    assert moco_v2(24, jitter_p=0.0, blur_p=1.0)(white)["image"].max() <= 1
     different = (new["image"] - new["image_view"]).abs().amax((1, 2, 3))
     assert (different > 0.01).all()
 

@@ -155,6 +155,8 @@ def test_a_picture_is_cropped_to_its_centred_square(flickr):
     # The middle third of the wide picture is yellow, its sides are blue.
     assert torch.allclose(image[:, 2:8, 2:8].mean((1, 2)), torch.tensor([1.0, 1.0, 0.0]), atol=0.02)
     assert image[2].mean() < 0.2
+    assert image.min() == 0
+    assert image.max() == 1
 
 
 def test_a_picture_lying_on_its_side_is_turned_upright(flickr):
@@ -168,14 +170,15 @@ def test_a_picture_lying_on_its_side_is_turned_upright(flickr):
     assert image[:, :, :7].mean() < 0.05
 
 
-def test_a_large_jpeg_decoded_small_is_near_the_exact_one(flickr):
-    ramp = np.linspace(0, 255, 900).astype(np.uint8)
-    pixels = np.stack(np.broadcast_arrays(ramp, ramp[:, None], ramp[::-1]), axis=-1)
-    exact = Image.fromarray(pixels)
+@pytest.mark.parametrize("side", [33, 64, 256, 600])
+def test_a_jpeg_decoded_small_keeps_its_detail(flickr, side):
+    # Noise that is as fine as 32 pixels can show.
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 1), dtype=np.uint8).repeat(3, 2)
+    exact = Image.fromarray(noise).resize((side, side), Image.Resampling.NEAREST)
     exact.save(flickr / "Images" / "red.jpg", quality=95)
     image = CaptionFolder(flickr, size=32)[0]["image"]
     expected = np.asarray(exact.resize((32, 32), Image.Resampling.BICUBIC)) / 255
-    assert np.abs(image.permute(1, 2, 0).numpy() - expected).mean() < 0.02
+    assert np.abs(image.permute(1, 2, 0).numpy() - expected).mean() < 0.03
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK", "LA", "1"])
@@ -219,9 +222,11 @@ def test_worker_processes_read_the_same(layout):
 def test_an_error_in_a_worker_keeps_its_kind_and_its_words(flickr):
     data = CaptionFolder(flickr)
     data.paths[2].write_bytes(b"not a picture")
-    loader = DataLoader(data, batch_size=4, num_workers=2, collate_fn=identity)
+    batches = iter(DataLoader(data, batch_size=4, num_workers=2, collate_fn=identity))
     with pytest.raises(DataError, match=r"captions\.txt, line 8: the picture .*tall\.jpg"):
-        list(loader)
+        next(batches)
+    # Left to the garbage collector, this takes PyTorch five seconds after an error.
+    batches._shutdown_workers()
 
 
 def test_pickle(flickr):
@@ -525,7 +530,9 @@ def test_duplicates_are_kept_when_asked_for(flickr):
 def test_long_captions_are_cut_or_allowed_when_asked(flickr):
     write_csv(flickr, [("gray.jpg", LONG), *ROWS])
     assert CaptionFolder(flickr, truncate=True).sentences.shape[2] == 64
-    assert CaptionFolder(flickr, max_length=80).sentences.shape[2] == 73
+    assert CaptionFolder(flickr, max_length=73).sentences.shape[2] == 73
+    with pytest.raises(DataError, match="at most 72 ids"):
+        CaptionFolder(flickr, max_length=72)
     tokenizer = WordTokenizer(["very"], max_length=10)
     data = CaptionFolder(flickr, tokenizer=tokenizer, truncate=True)
     assert data.sentences[0, 0].tolist() == [1, *[4] * 8, 2]

@@ -19,6 +19,8 @@ def test_split_words_drops_punctuation_and_keeps_inner_apostrophes():
     assert split_words("A dog's T-shirt, 2 cats.") == ["a", "dog's", "t", "shirt", "2", "cats"]
     assert split_words("'Quoted' - \"it’s\" snake_case") == ["quoted", "it's", "snake", "case"]
     assert split_words("Ein GRÜNER Kreis") == split_words("ein gru\u0308ner kreis")
+    # A "ǰ" is one letter in Unicode, a "J̌" is two.
+    assert split_words("J\u030cx") == ["ǰx"]
     assert split_words("빨간 원, 파란 네모!") == ["빨간", "원", "파란", "네모"]
     assert split_words(" ...!? ") == []
 
