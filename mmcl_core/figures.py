@@ -181,7 +181,7 @@ def bars(
     ylim: tuple[float, float] | None = None,
     size: tuple[float, float] = (7, 3.2),
 ) -> Figure:
-    """Bars side by side in each group, their values written on top; baselines are dashed.
+    """Bars side by side in each group; baselines are dashed. Few bars have their values on top.
 
     Args:
         groups: G names along x.
@@ -199,7 +199,8 @@ def bars(
         heights = _array(values)
         place = at + (i - (len(series) - 1) / 2) * width
         drawn = axis.bar(place, heights, 0.94 * width, label=name)
-        axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1.5)
+        if len(series) * len(groups) <= 14:  # more would overlap
+            axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1.5)
     for (name, level), dashes in zip((baselines or {}).items(), ("--", ":", "-."), strict=False):
         axis.axhline(level, color="#222222", linestyle=dashes, linewidth=1.4, label=name)
     for name, levels in (steps or {}).items():
