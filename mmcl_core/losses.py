@@ -169,7 +169,7 @@ class _TiledCLIP(torch.autograd.Function):
 
     n_i is held as a pair: the largest negative, and the sum of exp(logit - largest). Rows are
     complete within a tile. Columns grow from tile to tile: when a larger logit appears, the sum
-    so far is rescaled to it. No exponent is ever positive, so nothing can overflow.
+    so far is rescaled to it. No exponent of a negative is ever above 0: nothing can overflow.
 
     Four matrix products in all (logits, logits again, two gradients), where the form with two
     logits matrices needs six.
@@ -188,6 +188,7 @@ class _TiledCLIP(torch.autograd.Function):
         for start in range(0, size, chunk_size):
             rows = slice(start, min(start + chunk_size, size))
             logits, exps = tile[: rows.stop - start], work[: rows.stop - start]
+            # Autocast leaves products with out= and in place alone, in the backward pass, too.
             torch.mm(scaled[rows], y.T, out=logits)
             positive[rows] = logits.diagonal(start)
             logits.diagonal(start).fill_(-torch.inf)  # what remains are the negatives
@@ -224,34 +225,34 @@ class _TiledCLIP(torch.autograd.Function):
         x, y, scale, share, row_max, row_weight, col_max, col_weight = ctx.saved_tensors
         needs_x, needs_y, needs_scale, _ = ctx.needs_input_grad
         size, chunk_size = len(x), ctx.chunk_size
-        with _without_autocast(x):  # backward() may be called inside autocast
-            scaled = x * scale
-            tile, work = scaled.new_empty(2, chunk_size, size)
-            grad_x, grad_y = torch.empty_like(scaled), torch.zeros_like(scaled)
-            for start in range(0, size, chunk_size):
-                rows = slice(start, min(start + chunk_size, size))
-                logits, weights = tile[: rows.stop - start], work[: rows.stop - start]
-                torch.mm(scaled[rows], y.T, out=logits)
-                # The gradient by the logits: softmax of the row plus softmax of the column ...
-                torch.sub(logits, row_max[rows, None], out=weights).exp_()
-                weights.mul_(row_weight[rows, None])
-                weights.addcmul_(logits.sub_(col_max).exp_(), col_weight)
-                # ... and on the diagonal, minus what all negatives have together.
-                weights.diagonal(start).copy_(-share[rows])
-                if needs_x or needs_scale:
-                    torch.mm(weights, y, out=grad_x[rows])
-                if needs_y:
-                    grad_y.addmm_(weights.T, x[rows])
-            factor = grad / (2 * size)
-            # sum_ij weights_ij * x_i.y_j, without another pass over the tiles
-            grad_scale = (x * grad_x).sum() * factor if needs_scale else None
-            factor = factor * scale
-            return (
-                grad_x.mul_(factor) if needs_x else None,
-                grad_y.mul_(factor) if needs_y else None,
-                grad_scale,
-                None,
-            )
+        scaled = x * scale
+        tile, work = scaled.new_empty(2, chunk_size, size)
+        grad_x, grad_y = torch.empty_like(scaled), torch.zeros_like(scaled)
+        for start in range(0, size, chunk_size):
+            rows = slice(start, min(start + chunk_size, size))
+            logits, weights = tile[: rows.stop - start], work[: rows.stop - start]
+            torch.mm(scaled[rows], y.T, out=logits)
+            # The gradient by the logits: softmax of the row plus softmax of the column ...
+            torch.sub(logits, row_max[rows, None], out=weights).exp_()
+            weights.mul_(row_weight[rows, None])
+            weights.addcmul_(logits.sub_(col_max).exp_(), col_weight)
+            # ... and on the diagonal, minus what all negatives have together (this overwrites
+            # the exponential of a positive, which may have overflowed).
+            weights.diagonal(start).copy_(-share[rows])
+            if needs_x or needs_scale:
+                torch.mm(weights, y, out=grad_x[rows])
+            if needs_y:
+                grad_y.addmm_(weights.T, x[rows])
+        factor = grad / (2 * size)
+        # sum_ij weights_ij * x_i.y_j, without another pass over the tiles
+        grad_scale = (x * grad_x).sum() * factor if needs_scale else None
+        factor = factor * scale
+        return (
+            grad_x.mul_(factor) if needs_x else None,
+            grad_y.mul_(factor) if needs_y else None,
+            grad_scale,
+            None,
+        )
 
 
 def _group_means(values: Tensor, groups: Tensor) -> Tensor:
