@@ -22,7 +22,7 @@ _RGB = np.array(
     dtype=np.int16,
 )
 # Radii as shares of half the picture's side: three small ones, three large ones.
-_RADII = (0.21, 0.24, 0.27, 0.37, 0.40, 0.43)
+_RADII = (0.25, 0.28, 0.31, 0.38, 0.41, 0.44)
 # Independent random streams of one seed.
 SCENES, PLACES, NOISE, SENTENCES = 0, 1, 2, 3
 
