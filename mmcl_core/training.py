@@ -199,9 +199,7 @@ def fit(
     history, start, rng = History(steps_per_epoch), 0, None
     if path and resume and path.exists():
         saved = load_checkpoint(path, method, optimizer=optimizer, settings=settings)
-        if saved.history is None:
-            raise CheckpointError(f"{path}: expected the history of a training, found none")
-        history, start, rng = saved.history, saved.step, saved.rng
+        history, start, rng = saved.history or history, saved.step, saved.rng
 
     loss = cast(Callable[[Batch], dict[str, Tensor]], method.loss)
     after_step = cast(Callable[[], None] | None, getattr(method, "after_step", None))
