@@ -8,7 +8,7 @@ changes nothing for what `method.embed` returns.
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, overload
 
 import torch
@@ -225,8 +225,8 @@ class ZeroShot:
         classes: the C names.
     """
 
-    scores: Tensor
-    predictions: Tensor
+    scores: Tensor = field(repr=False)
+    predictions: Tensor = field(repr=False)
     accuracy: float | None
     chance: float | None
     classes: tuple[str, ...]
@@ -310,7 +310,7 @@ class Probe:
 
     accuracy: float
     chance: float
-    predictions: Tensor
+    predictions: Tensor = field(repr=False)
     converged: bool
 
 
