@@ -238,7 +238,7 @@ def _controls(axes: dict[str, list[str]], kinds: list[str], starts: list[int]) -
             index=first,
             description=name,
             style={"description_width": "initial"},
-            layout=ipywidgets.Layout(width="min(100%, 30em)" if kind == "slider" else "auto"),
+            layout=ipywidgets.Layout(width="min(100%, 30em)"),
         )
         for (name, texts), kind, first in zip(axes.items(), kinds, starts, strict=True)
     ]

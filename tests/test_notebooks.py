@@ -23,6 +23,16 @@ repository: {url: "https://github.com/o/r", branch: main}
 launch_buttons: {colab_url: "https://colab.research.google.com"}
 """
 
+TOC = """
+root: book/intro
+parts:
+  - numbered: 1
+    chapters: [{file: book/other}, {file: book/another}]
+  - numbered: 1
+    chapters: [{file: book/part/chapter}]
+  - chapters: [{file: book/bibliography}]
+"""
+
 FRONT = """\
 ---
 file_format: mystnb
@@ -62,6 +72,7 @@ def convert(book):
 def root(tmp_path):
     """A repository with one chapter and one page without code."""
     (tmp_path / "_config.yml").write_text(CONFIG)
+    (tmp_path / "_toc.yml").write_text(TOC)
     (tmp_path / "book" / "part").mkdir(parents=True)
     (tmp_path / "book" / "references.bib").write_text(BIB)
     (tmp_path / "book" / "intro.md").write_text("# Welcome\n")
@@ -267,7 +278,7 @@ def test_a_solution_with_code_is_folded(root):
     (text,), problems = notebooks.generate(root)[0].values(), notebooks.generate(root)[1]
     assert problems == []
     _, before, x, between, y, after, z = nbformat.reads(text, as_version=4).cells
-    fold = "<details>\n<summary>Solution to exercise 1{}</summary>\n\n{}\n\n</details>"
+    fold = "<details>\n<summary>Solution to exercise 3.1{}</summary>\n\n{}\n\n</details>"
     assert before.source.endswith("Do it.\n\n" + fold.format("", "Like this:"))
     assert between.source == fold.format(", continued", "And so.")
     assert after.source == "After."
@@ -282,7 +293,7 @@ def test_a_solution_of_code_alone_says_where_it_is(root):
     )
     (text,) = notebooks.generate(root)[0].values()
     _, before, _code = nbformat.reads(text, as_version=4).cells
-    assert before.source.endswith("**Solution to exercise 1**: unfold the next cell.")
+    assert before.source.endswith("**Solution to exercise 3.1**: unfold the next cell.")
 
 
 def test_the_figure_of_a_cell_gets_its_caption_and_number(root):
@@ -292,9 +303,9 @@ def test_the_figure_of_a_cell_gets_its_caption_and_number(root):
     )
     (text,) = notebooks.generate(root)[0].values()
     _, before, code, caption = nbformat.reads(text, as_version=4).cells
-    assert before.source.endswith("See Figure 1.")
+    assert before.source.endswith("See Figure 3.1.")
     assert "mystnb" not in code.metadata
-    assert caption.source == "**Figure 1.** The $x$."
+    assert caption.source == "**Figure 3.1.** The $x$."
 
 
 def test_an_open_solution_is_a_problem(root):

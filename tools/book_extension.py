@@ -15,6 +15,8 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRA = ROOT / "book" / "_extra"
+# Where require.js, and so the html-manager, which asks for fonts, looks for files.
+REQUIRE_BASE = 'var require = {baseUrl: document.documentElement.dataset.content_root + "vendor/"};'
 
 
 def library_hash(root: Path = ROOT) -> str:
@@ -40,8 +42,12 @@ def configure(app: Sphinx, config: Any) -> None:
         # Sphinx takes these paths as relative to the book's _static folder.
         config.mathjax_path = "../vendor/mathjax/tex-mml-chtml.js"
         config.nb_ipywidgets_js = {
+            # Written into the page, before the others.
+            "": {"body": REQUIRE_BASE},
             "../vendor/require.js": {},
-            "../vendor/embed-amd.js": {"data-jupyter-widgets-cdn": "vendor/"},
+            "../vendor/@jupyter-widgets/html-manager/dist/embed-amd.js": {
+                "data-jupyter-widgets-cdn": "vendor/"
+            },
         }
 
 

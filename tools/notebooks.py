@@ -94,6 +94,13 @@ def assemble(cells: list[Any], repository: str) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
+def chapter_numbers(toc: dict[str, Any]) -> dict[str, int]:
+    """The chapters of the numbered parts, counted through the book."""
+    parts = [part for part in toc.get("parts", []) if part.get("numbered")]
+    chapters = [chapter["file"] for part in parts for chapter in part["chapters"]]
+    return {name: number for number, name in enumerate(chapters, start=1)}
+
+
 def generate(root: Path = ROOT) -> tuple[dict[Path, str], list[str]]:
     """The text of every notebook, by its path; and what would not read well in one."""
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
@@ -107,6 +114,7 @@ def generate(root: Path = ROOT) -> tuple[dict[Path, str], list[str]]:
         branch=config["repository"]["branch"],
         colab=config["launch_buttons"]["colab_url"],
         references=load_references(root / "book" / "references.bib"),
+        chapters=chapter_numbers(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))),
         notebooks={name for name, read in chapters.items() if "kernelspec" in read.metadata},
     )
     for name, chapter in chapters.items():  # first pass: titles, labels, numbers

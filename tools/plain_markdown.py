@@ -54,7 +54,8 @@ class Book:
 
     `repository` is the address of the repository's web page, `colab` that of Colab; `references`
     the entries of the bibliography by key; `titles` the title of each page, by its path without
-    suffix from the root ("book/intro"); `notebooks` the pages that have a notebook.
+    suffix from the root ("book/intro"); `chapters` the number of each page that has one;
+    `notebooks` the pages that have a notebook.
     """
 
     repository: str
@@ -62,6 +63,7 @@ class Book:
     colab: str
     references: dict[str, Entry]
     titles: dict[str, str] = field(default_factory=dict)
+    chapters: dict[str, int] = field(default_factory=dict)
     notebooks: set[str] = field(default_factory=set)
     targets: dict[str, Target] = field(default_factory=dict)
 
@@ -95,9 +97,10 @@ class Page:
         return ""
 
     def number(self, kind: str) -> str:
-        """The next "Figure 1", "Figure 2", ... of this page."""
+        """The next "Figure 2.1", "Figure 2.2", ... of chapter 2, as the book numbers them."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        return f"{kind} {self.counts[kind]}"
+        chapter = self.book.chapters.get(self.name)
+        return f"{kind} {chapter}.{self.counts[kind]}" if chapter else f"{kind} {self.counts[kind]}"
 
     def define(self, label: str | None, text: str, numbered: str = "") -> None:
         """Let `label` stand for `text`."""

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parent.parent
 VENDOR = ROOT / "book" / "_extra" / "vendor"
+HTML_MANAGER = "@jupyter-widgets/html-manager/dist"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,13 @@ PACKAGES = [
         "@jupyter-widgets/html-manager",
         "1.0.15",
         "5thBIV6ymNgmPVOHvzx+gGy8ZSKmSazhtGw4/c4xJDVzRhG9PTeQsRjF3FUTopvFi//SABeNz1yp47bCrJ3CQA==",
-        {"dist/embed-amd.js": "embed-amd.js"},
+        {
+            "dist/embed-amd.js": f"{HTML_MANAGER}/embed-amd.js",
+            # The icon fonts (regular, solid, brands) that its style sheet asks for.
+            "dist/1551f4f60c37af51121f.woff2": f"{HTML_MANAGER}/1551f4f60c37af51121f.woff2",
+            "dist/7a3337626410ca2f4071.woff2": f"{HTML_MANAGER}/7a3337626410ca2f4071.woff2",
+            "dist/d878b0a6a1144760244f.woff2": f"{HTML_MANAGER}/d878b0a6a1144760244f.woff2",
+        },
     ),
 ]
 
