@@ -64,11 +64,13 @@ def browser():
         try:
             chromium = playwright.chromium.launch(executable_path=found, args=flags)
         except Error as error:
+            chromium, reason = None, str(error).splitlines()[0]
+        if chromium is None:
             pytest.fail(
-                f"No browser to test the book with: {str(error).splitlines()[0]}\n"
-                "Install one of the two, then run again:\n"
-                "    apt-get install chromium             (Debian, Ubuntu)\n"
-                "    .venv/bin/playwright install chromium   (elsewhere)"
+                f"No browser to test the book with ({reason}). Install one, and run again:\n"
+                "    apt-get install chromium                  (Debian)\n"
+                "    .venv/bin/playwright install chromium     (elsewhere)",
+                pytrace=False,
             )
         yield chromium
         chromium.close()
@@ -165,6 +167,8 @@ def check_formulas(page: Page) -> None:
     assert rendered.count() == formulas.count(), "formulas that are not rendered"
     errors = page.locator("[data-mjx-error]")
     assert errors.count() == 0, errors.first.get_attribute("data-mjx-error")
+    undefined = page.locator("mjx-container [style*='color: red']")  # how MathJax shows them
+    assert undefined.count() == 0, f"unknown to MathJax: {undefined.first.inner_text()}"
 
 
 def show_folded(page: Page) -> None:
