@@ -167,8 +167,8 @@ def check_formulas(page: Page) -> None:
     assert rendered.count() == formulas.count(), "formulas that are not rendered"
     errors = page.locator("[data-mjx-error]")
     assert errors.count() == 0, errors.first.get_attribute("data-mjx-error")
-    undefined = page.locator("mjx-container [style*='color: red']")  # how MathJax shows them
-    assert undefined.count() == 0, f"unknown to MathJax: {undefined.first.inner_text()}"
+    undefined = page.locator("mjx-assistive-mml [mathcolor=red]")  # how MathJax marks them
+    assert undefined.count() == 0, f"unknown to MathJax: {undefined.first.text_content()}"
 
 
 def show_folded(page: Page) -> None:
