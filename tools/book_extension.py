@@ -58,12 +58,12 @@ def show_progress(app: Sphinx, page: str, source: list[str]) -> None:
 
 def write_seconds(app: Sphinx, exception: Exception | None) -> None:
     """Write {page: seconds of its execution} beside the built pages."""
-    metadata = getattr(app.env, "nb_metadata", {}) if app.env else {}
-    seconds = {
-        page: data["exec_data"]["runtime"]
-        for page, data in metadata.items()
-        if data.get("exec_data") and data["exec_data"].get("runtime") is not None
-    }
+    if exception:
+        return
+    known: dict[str, Any] = getattr(app.env, "nb_metadata", {})
+    # What myst-nb knows of each page; empty for a page without code.
+    executions = {page: data.get("exec_data") for page, data in known.items()}
+    seconds = {page: data["runtime"] for page, data in executions.items() if data}
     path = Path(app.outdir).parent / "seconds.json"
     path.write_text(json.dumps(seconds, indent=1, sort_keys=True))
 

@@ -5,6 +5,7 @@ python tools/build.py --strict   # as `make test` wants it: a warning is an erro
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -26,10 +27,18 @@ def build(*, strict: bool) -> bool:
         command += ["--warningiserror", "--keep-going", "--all"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
+    lines = []
     for line in process.stderr:
         # Each kernel warns that it talks to this machine unencrypted: of no concern here.
         if "[IPKernelApp] WARNING" not in line:
+            lines.append(line)
             print(line, end="", file=sys.stderr, flush=True)
+    # Sphinx buries the cell that failed under its own traceback: say it again, last.
+    failed = re.search(
+        r"An error occurred while executing.*?(?=\n\nThe above)", "".join(lines), re.S
+    )
+    if failed:
+        print(f"\n{failed[0].strip()}\n", file=sys.stderr)
     return process.wait() == 0
 
 

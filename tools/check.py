@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from build import report
+
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 PYTEST = [PYTHON, "-m", "pytest", "-q", "--ignore=tests/benchmarks"]
@@ -66,10 +68,9 @@ def install_browser() -> None:
     if shutil.which("chromium") or not shutil.which("apt-get") or os.geteuid() != 0:
         return
     print("Installing Chromium for the browser test (once) ...", flush=True)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-        subprocess.run(["apt-get", *command], env=environment, **quiet)
+        subprocess.run(["apt-get", *command], env=environment, capture_output=True)
 
 
 CHECKS: dict[str, Callable[[], bool]] = {
@@ -95,8 +96,8 @@ def main(names: list[str]) -> None:
     for name, (passed, seconds) in verdicts.items():
         print(f"{seconds:8.1f} s  {'passed' if passed else 'FAILED'}  {name}")
     print(f"{sum(seconds for _, seconds in verdicts.values()):8.1f} s  in all")
-    if (ROOT / "_build" / "html" / "index.html").exists():
-        print(f"The book: {(ROOT / '_build' / 'html' / 'index.html').as_posix()}")
+    if verdicts.get("book", (False,))[0]:
+        report()
     if not all(passed for passed, _ in verdicts.values()):
         sys.exit(1)
 

@@ -18,7 +18,7 @@ STAMP = os.path.join(VENV, "ready")
 INPUTS = ["requirements.txt", "pyproject.toml"]
 
 
-def fingerprint():
+def fingerprint() -> str:
     """A hash of what the environment is made from: the pins and the Python."""
     digest = hashlib.sha256(repr(sys.version_info[:2]).encode())
     for name in INPUTS:
@@ -27,7 +27,7 @@ def fingerprint():
     return digest.hexdigest()
 
 
-def check_version(version):
+def check_version(version: tuple[int, ...]) -> None:
     """Raise `SystemExit` with advice unless `version`, as (3, 12), is one that the pins serve."""
     if not OLDEST <= tuple(version[:2]) <= NEWEST:
         raise SystemExit(
@@ -37,9 +37,9 @@ def check_version(version):
         )
 
 
-def main():
+def main() -> None:
     """Create `.venv` and install the pins, unless the stamp says that both were done."""
-    check_version(sys.version_info)
+    check_version(sys.version_info[:2])
     wanted = fingerprint()
     if os.path.exists(STAMP):
         with open(STAMP) as file:

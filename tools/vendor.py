@@ -135,21 +135,22 @@ def vendor(target: Path = VENDOR) -> bool:
     if stamp.exists() and stamp.read_text() == fingerprint():
         return True
     shutil.rmtree(target, ignore_errors=True)
-    if not shutil.which("npm"):
-        reason = "npm was not found"
-    else:
+    if shutil.which("npm"):
         try:
             with tempfile.TemporaryDirectory() as name:
-                for package in PACKAGES:
-                    archive = fetch(package, Path(name))
+                archives = [fetch(package, Path(name)) for package in PACKAGES]
+                # All are checked before anything of one is used.
+                for archive, package in zip(archives, PACKAGES, strict=True):
                     check_hash(archive, package)
+                for archive, package in zip(archives, PACKAGES, strict=True):
                     unpack(archive, package, target)
             stamp.write_text(fingerprint())
             return True
         except subprocess.CalledProcessError as error:
-            shutil.rmtree(target, ignore_errors=True)
             lines = error.stderr.strip().splitlines()
             reason = f"npm failed ({lines[-1] if lines else 'it printed nothing'})"
+    else:
+        reason = "npm was not found"
     print(
         f"{reason}: MathJax, require.js and the widgets' html-manager are not served by the book "
         "itself.\nIts pages will load them from a public CDN, so formulas and widgets need a "

@@ -1,0 +1,141 @@
+"""The scripts that make the environment, fetch the pages' JavaScript, and configure the build."""
+
+import base64
+import hashlib
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import book_extension
+import environment
+import pytest
+import vendor
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """An npm archive with three files, and the package that takes two of them."""
+    path = tmp_path / "thing.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name in ("dist/a.js", "dist/fonts/b.woff", "secret.txt"):
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(name)
+            tar.addfile(info, io.BytesIO(name.encode()))
+    sha512 = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+    files = {"dist/a.js": "a.js", "dist/fonts/": "fonts/"}
+    return path, vendor.Package("thing", "1.0", sha512, files)
+
+
+@pytest.fixture
+def packages(monkeypatch, archive):
+    """`vendor.vendor` sees one package, and an npm that copies its archive."""
+    path, package = archive
+
+    def fetch(_package, folder):
+        return Path(folder, "x.tgz").write_bytes(path.read_bytes()) and Path(folder, "x.tgz")
+
+    monkeypatch.setattr(vendor, "PACKAGES", [package])
+    monkeypatch.setattr(vendor, "fetch", fetch)
+    monkeypatch.setattr(vendor.shutil, "which", lambda name: f"/bin/{name}")
+    return package
+
+
+def files_under(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_only_the_wanted_files_are_unpacked(packages, tmp_path):
+    assert vendor.vendor(tmp_path / "vendor")
+    assert files_under(tmp_path / "vendor") == ["a.js", "complete.txt", "fonts/b.woff"]
+    assert (tmp_path / "vendor" / "a.js").read_text() == "dist/a.js"
+
+
+def test_a_complete_folder_is_left_alone(packages, tmp_path, monkeypatch):
+    vendor.vendor(tmp_path / "vendor")
+    monkeypatch.setattr(vendor, "fetch", lambda *_: pytest.fail("fetched again"))
+    assert vendor.vendor(tmp_path / "vendor")
+
+
+def test_another_version_is_fetched_anew(packages, tmp_path, monkeypatch):
+    vendor.vendor(tmp_path / "vendor")
+    (tmp_path / "vendor" / "old.js").write_text("")
+    files = {"dist/a.js": "new.js"}
+    newer = vendor.Package("thing", "1.1", packages.sha512, files)
+    monkeypatch.setattr(vendor, "PACKAGES", [newer])
+    assert vendor.vendor(tmp_path / "vendor")
+    assert files_under(tmp_path / "vendor") == ["complete.txt", "new.js"]
+
+
+def test_a_wrong_hash_stops_the_build_and_leaves_nothing_of_use(packages, tmp_path, monkeypatch):
+    wrong = vendor.Package("thing", "1.0", "AAAA", packages.files)
+    monkeypatch.setattr(vendor, "PACKAGES", [wrong])
+    with pytest.raises(vendor.HashMismatch, match=r"thing@1.0: expected sha512-AAAA"):
+        vendor.vendor(tmp_path / "vendor")
+    assert not (tmp_path / "vendor").exists()
+
+
+def test_without_npm_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(vendor.shutil, "which", lambda name: None)
+    assert not vendor.vendor(tmp_path / "vendor")
+    assert not (tmp_path / "vendor").exists()
+    assert "npm was not found" in capsys.readouterr().out
+
+
+def test_an_npm_that_reaches_nothing_is_reported(packages, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise subprocess.CalledProcessError(1, "npm", stderr="npm error network\n")
+
+    monkeypatch.setattr(vendor, "fetch", fail)
+    assert not vendor.vendor(tmp_path / "vendor")
+    assert "npm failed (npm error network)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("version", [(3, 11), (3, 12), (3, 13)])
+def test_supported_pythons(version):
+    environment.check_version(version)
+
+
+@pytest.mark.parametrize("version", [(2, 7), (3, 10), (3, 14), (4, 0)])
+def test_other_pythons_are_told_what_to_do(version):
+    with pytest.raises(SystemExit, match=r"(?s)3\.11, 3\.12 or 3\.13.*PYTHON=python3\.12"):
+        environment.check_version(version)
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "requirements.txt").write_text("torch==1\n")
+    (tmp_path / "mmcl_core").mkdir()
+    (tmp_path / "mmcl_core" / "a.py").write_text("x = 1\n")
+    (tmp_path / "book" / "records").mkdir(parents=True)
+    (tmp_path / "book" / "chapter.md").write_text("# Title\n")
+    (tmp_path / "book" / "records" / "r.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "mmcl_core/a.py", "book/records/r.json"])
+def test_what_a_chapter_depends_on_changes_the_cache(project, name):
+    before = book_extension.library_hash(project)
+    (project / name).write_text("changed")
+    assert book_extension.library_hash(project) != before
+
+
+def test_a_renamed_file_changes_the_cache_and_a_chapter_does_not(project):
+    before = book_extension.library_hash(project)
+    (project / "book" / "chapter.md").write_text("# Other\n")
+    assert book_extension.library_hash(project) == before
+    (project / "mmcl_core" / "a.py").rename(project / "mmcl_core" / "b.py")
+    assert book_extension.library_hash(project) != before
+
+
+@pytest.mark.parametrize("vendored", [True, False])
+def test_pages_load_from_the_book_exactly_when_all_was_fetched(tmp_path, monkeypatch, vendored):
+    monkeypatch.setattr(book_extension, "EXTRA", tmp_path)
+    (tmp_path / "vendor").mkdir()
+    if vendored:
+        (tmp_path / "vendor" / "complete.txt").write_text("")
+    config = SimpleNamespace(mathjax_path="the CDN's")
+    book_extension.configure(SimpleNamespace(outdir=str(tmp_path / "html")), config)
+    assert (config.mathjax_path != "the CDN's") == vendored
+    assert hasattr(config, "nb_ipywidgets_js") == vendored
