@@ -64,8 +64,9 @@ class ImageEncoder(nn.Module):
     """A stem of strided convolutions, then transformer blocks over the patches.
 
     Three convolutions, each halving the side, make one token of every 8 x 8 pixels; a 48-pixel
-    picture has 36 tokens. The pooled vector is the mean over the tokens. Norms are over groups of
-    channels, never over the batch: samples do not see each other, so that several processes give
+    picture has 36 tokens. The pooled vector is the maximum over the tokens, channel by channel: "is it
+    anywhere?" rather than "how much of it is there?", which lets small objects count as much as large
+    ones. Norms are over groups of channels, never over the batch: samples do not see each other, so that several processes give
     what one gives.
 
     Args:
@@ -116,7 +117,7 @@ class ImageEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        return Encoded(x.mean(dim=1), x, x.new_ones(x.shape[:2], dtype=torch.bool))
+        return Encoded(x.amax(dim=1), x, x.new_ones(x.shape[:2], dtype=torch.bool))
 
 
 class CaptionEncoder(nn.Module):

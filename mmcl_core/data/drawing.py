@@ -139,7 +139,7 @@ def render(
             texture = scenes["texture"][row, slot, None, None]
             down = (phase[:, :1] + np.arange(half))[:, :, None]
             ink = inked[texture, down, (phase[:, 1:] + np.arange(half))[:, None, :]][:, None]
-            paint = np.where(ink, colour[:, :, None, None] // 4, colour[:, :, None, None])
+            paint = np.where(ink, colour[:, :, None, None] // 3, colour[:, :, None, None])
             cover = coverage(scenes, placed, row, slot, half)[:, None]
             top, left = np.divmod(scenes["position"][row, slot], 2)
             under = quarters[row - start, :, top, :, left, :]
