@@ -107,7 +107,7 @@ def open_page(request, browser: Browser, site: str):
     """A function that opens a page of the book by its name and waits until it stands."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(20_000)
-    vendored = (HTML / "vendor" / "complete.txt").exists()
+    vendored = (ROOT / "book" / "_extra" / "vendor" / "complete.txt").exists()
     base = site if request.param == "server" else HTML.as_uri()
     allowed = THEME_ERRORS + (DISK_ERRORS if request.param == "disk" else [])
 
