@@ -15,6 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from mmcl_core import evaluation, losses
+from mmcl_core.data import ShapesCaptions
+from mmcl_core.data.drawing import VALUES
+from mmcl_core.data.shapes import NAMED_AT_DETAIL
+from mmcl_core.encoders import CaptionEncoder, ImageEncoder
+from mmcl_core.methods import CLIP
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 DEFINES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
@@ -99,3 +104,51 @@ def test_contrastive_alignment_and_uniformity() -> None:
     x, y = unit(2, 20, 5, seed=2)
     assert page["alignment"](x, y).item() == pytest.approx(evaluation.alignment(x, y))
     assert page["uniformity"](x).item() == pytest.approx(evaluation.uniformity(x))
+
+
+def test_laboratory_meaning() -> None:
+    page, lab = definitions("foundations/laboratory"), ShapesCaptions(300)
+    kinds = {name: len(values) for name, values in VALUES.items()}
+    for detail, names in NAMED_AT_DETAIL.items():
+        library = lab.meaning(detail)
+        torch.testing.assert_close(
+            page["meaning_vectorised"](lab.attributes, names, kinds), library
+        )
+        by_loop = page["meaning_loop"](lab.attributes, names)
+        assert page["same_groups"](by_loop, library.tolist())
+    assert not page["same_groups"]([0, 0, 1], [0, 1, 1])
+
+
+def test_laboratory_tags() -> None:
+    page, lab = definitions("foundations/laboratory"), ShapesCaptions(100, tags=("texture",))
+    for name in ("tags_loop", "tags_vectorised"):
+        assert torch.equal(page[name](lab.attributes["texture"], 3), lab.tags)
+
+
+@pytest.mark.parametrize("groups", [None, torch.tensor([0, 1, 0, 2, 2, 2, 3])])
+def test_clip_loss_of_the_page(groups: torch.Tensor | None) -> None:
+    page = definitions("foundations/clip")
+    image, text = unit(2, 7, 5, seed=0)
+    library = value_and_gradients(
+        lambda x, y: losses.clip_loss(x, y, 12.0, groups=groups), image, text
+    )
+    vectorised = value_and_gradients(
+        lambda x, y: page["clip_loss_vectorised"](x, y, 12.0, groups), image, text
+    )
+    torch.testing.assert_close(vectorised, library)
+    if groups is None:
+        loop = value_and_gradients(lambda x, y: page["clip_loss_loop"](x, y, 12.0), image, text)
+        torch.testing.assert_close(loop, library)
+
+
+def test_tiny_clip_is_the_library_clip() -> None:
+    lab = ShapesCaptions(24, detail=1)  # detail 1: some captions are identical
+    torch.manual_seed(0)
+    library = CLIP(ImageEncoder(width=32), CaptionEncoder(len(lab.tokenizer), width=32), dim=16)
+    tiny = definitions("foundations/clip")["TinyCLIP"](
+        library.encoders["image"], library.encoders["caption"], dim=16
+    )
+    tiny.image_head.load_state_dict({"weight": library.heads["image"][0].weight})
+    tiny.caption_head.load_state_dict({"weight": library.heads["caption"][0].weight})
+    batch = lab.__getitems__(range(24))
+    torch.testing.assert_close(tiny.loss(batch), library.loss(batch))
