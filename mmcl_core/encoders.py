@@ -64,10 +64,10 @@ class ImageEncoder(nn.Module):
     """A stem of strided convolutions, then transformer blocks over the patches.
 
     Three convolutions, each halving the side, make one token of every 8 x 8 pixels; a 48-pixel
-    picture has 36 tokens. The pooled vector is the maximum over the tokens, channel by channel: "is it
-    anywhere?" rather than "how much of it is there?", which lets small objects count as much as large
-    ones. Norms are over groups of channels, never over the batch: samples do not see each other, so that several processes give
-    what one gives.
+    picture has 36 tokens. The pooled vector is the maximum over the tokens, channel by channel:
+    "is it anywhere?" rather than "how much of it is there?", so that small objects count as much
+    as large ones. Norms are over groups of channels, never over the batch: samples do not see
+    each other, so that several processes give what one gives.
 
     Args:
         size: side of the square pictures, a multiple of 8.
