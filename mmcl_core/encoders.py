@@ -94,7 +94,9 @@ class ImageEncoder(nn.Module):
             nn.GELU(),
             nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
             nn.GroupNorm(8, width),
-        ).to(memory_format=torch.channels_last)  # saves the convolutions a copy: 5 to 10 % a step
+        )
+        # Saves the convolutions a copy: 5 to 10 % of a step on a CPU.
+        nn.utils.convert_conv2d_weight_memory_format(self.stem, torch.channels_last)
         # Not the usual 0.02: "at top left" is half of what a caption says, and a place that is
         # drowned by the content takes several epochs longer to be used.
         self.position = nn.Parameter(0.5 * torch.randn((size // self.patch) ** 2, width))
