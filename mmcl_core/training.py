@@ -1,4 +1,4 @@
-"""One training loop for every method, its history, and checkpoints that resume exactly.
+"""One training loop for every method.
 
 A method is an `nn.Module` with `loss(batch) -> dict[str, Tensor]` (named scalar parts, and
 `"total"`, which is minimised) and, where state moves without a gradient, `after_step()`.
@@ -8,8 +8,8 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -18,14 +18,31 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from mmcl_core.checkpoints import (
+    OWN_RECORDS,
+    Checkpoint,
+    History,
+    device_of,
+    load_checkpoint,
+    save_checkpoint,
+    set_rng,
+)
 from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
+
+__all__ = [
+    "Checkpoint",
+    "History",
+    "Progress",
+    "fit",
+    "load_checkpoint",
+    "save_checkpoint",
+    "schedule_factor",
+]
 
 Batch = dict[str, Tensor]
 Schedule = Literal["one_cycle", "cosine", "constant"]
 
 SCHEDULES = ("one_cycle", "cosine", "constant")
-_OWN_RECORDS = ("lr", "grad_norm", "seconds")  # what fit() records beside the parts of the loss
-_FORMAT = "mmcl_core.checkpoint.1"
 
 
 class BatchSource(Protocol):
@@ -34,50 +51,6 @@ class BatchSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitems__(self, indices: Sequence[int]) -> Batch: ...
-
-
-@dataclass
-class History:
-    """What happened in each step.
-
-    Attributes:
-        steps_per_epoch: steps that make one epoch.
-        steps: name to one float for each step. The names are the parts of the loss (`"total"`
-            among them), `"lr"`, `"grad_norm"` (before clipping) and `"seconds"` (wall time of the
-            step, data included, callbacks and checkpoints not).
-    """
-
-    steps_per_epoch: int
-    steps: dict[str, list[float]] = field(
-        default_factory=lambda: {name: [] for name in ("total", *_OWN_RECORDS)}
-    )
-
-    def __getitem__(self, name: str) -> list[float]:
-        """The values of one name, one for each step: `history["total"]`."""
-        if name not in self.steps:
-            raise MMCLError(f"the history holds {sorted(self.steps)}; got {name!r}")
-        return self.steps[name]
-
-    def __len__(self) -> int:
-        """The number of steps so far."""
-        return len(self.steps["total"])
-
-    @property
-    def epochs(self) -> int:
-        """The number of whole epochs so far."""
-        return len(self) // self.steps_per_epoch
-
-    def epoch_means(self, name: str) -> list[float]:
-        """The mean of `name` over each whole epoch."""
-        values, n = self[name], self.steps_per_epoch
-        return [sum(values[e * n : (e + 1) * n]) / n for e in range(self.epochs)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and strings, for JSON; `History(**d)` makes the history again."""
-        return {
-            "steps_per_epoch": self.steps_per_epoch,
-            "steps": {name: list(values) for name, values in self.steps.items()},
-        }
 
 
 @dataclass(frozen=True)
@@ -173,7 +146,7 @@ def fit(
     path = _checkpoint_path(checkpoint, checkpoint_every, resume)
     if device is not None:
         method.to(device)
-    place = _device_of(method)
+    place = device_of(method)
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
     parameters = list(trained.values())
     optimizer = _optimizer(parameters, lr, weight_decay, betas, place)
@@ -231,7 +204,7 @@ def fit(
         if rng is None:
             _seed_rng(seed, place)
         else:
-            _set_rng(rng, place)
+            set_rng(rng, place)
         if start == 0:
             report(0)
         method.train()
@@ -311,154 +284,6 @@ def schedule_factor(
 def _half_cosine(x: float) -> float:
     """From 1 at x = 0 to 0 at x = 1."""
     return (1 + math.cos(math.pi * x)) / 2
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint holds beside the weights.
-
-    Attributes:
-        step: steps done when it was written.
-        history: of these steps, or None.
-        settings: the arguments of the training.
-        rng: states of the random generators, by kind of device.
-    """
-
-    step: int
-    history: History | None
-    settings: dict[str, Any]
-    rng: dict[str, Tensor]
-
-
-def save_checkpoint(
-    path: str | os.PathLike[str],
-    method: nn.Module,
-    *,
-    optimizer: torch.optim.Optimizer | None = None,
-    history: History | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes a method, and what its training needs to go on, to one file.
-
-    The file is written under another name in the same folder and then renamed: a failure on the
-    way leaves an earlier checkpoint as it was, and no other file. A missing folder is made.
-
-    Args:
-        path: the file.
-        method: its `state_dict()`, buffers included, and the name of its class are kept.
-        optimizer: its state is kept.
-        history: is kept.
-        settings: plain numbers, strings and lists, compared on loading.
-    """
-    path = Path(path)
-    content = {
-        "format": _FORMAT,
-        "method": type(method).__qualname__,
-        "state": method.state_dict(),
-        "optimizer": optimizer.state_dict() if optimizer else None,
-        "history": history.to_dict() if history else None,
-        "settings": dict(settings or {}),
-        "rng": _get_rng(_device_of(method)),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_checkpoint(
-    path: str | os.PathLike[str],
-    method: nn.Module,
-    *,
-    optimizer: torch.optim.Optimizer | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> Checkpoint:
-    """Loads a checkpoint into a method, and into an optimiser if one is given.
-
-    All is checked before anything is loaded: after an error the method is as it was. The file is
-    read with `weights_only`, so it runs no code. The random generators are not touched.
-
-    Args:
-        path: a file that `save_checkpoint` wrote.
-        method: of the same class, with parameters and buffers of the same names and shapes.
-        optimizer: over the same parameters.
-        settings: must equal those in the checkpoint; None asks for nothing.
-
-    Raises:
-        CheckpointError: the file is missing, cut short or no checkpoint; or it is of another
-            method, of other shapes, or of other settings.
-    """
-    path = Path(path)
-    content = _read(path)
-    name = type(method).__qualname__
-    if content["method"] != name:
-        raise CheckpointError(
-            f"{path}: expected a checkpoint of {name}, found one of {content['method']}"
-        )
-    _check_state(path, method.state_dict(), content["state"])
-    for key, expected in (settings or {}).items():
-        found = content["settings"].get(key)
-        if found != expected:
-            raise CheckpointError(
-                f"{path}: expected a training with {key} = {expected}, found {key} = {found}; "
-                "resume with the same arguments, or begin anew with another file"
-            )
-    if optimizer is not None:
-        if content["optimizer"] is None:
-            raise CheckpointError(f"{path}: expected the state of an optimiser, found none")
-        try:
-            optimizer.load_state_dict(content["optimizer"])
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path}: expected the state of this optimiser, found another: {error}"
-            ) from error
-    method.load_state_dict(content["state"])
-    history = History(**content["history"]) if content["history"] else None
-    step = len(history) if history else 0
-    return Checkpoint(step, history, content["settings"], content["rng"])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a checkpoint, found no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch each raise their own on a damaged file
-        raise CheckpointError(
-            f"{path}: expected a checkpoint, found a file of {path.stat().st_size} bytes that "
-            f"cannot be read; it is cut short or something else ({type(error).__name__})"
-        ) from error
-    found = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if found != _FORMAT:
-        raise CheckpointError(f"{path}: expected the format {_FORMAT}, found {found}")
-    return cast(dict[str, Any], content)
-
-
-def _check_state(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raises CheckpointError unless both have tensors of the same names, shapes and types."""
-    wrong = []
-    for name in [*expected, *(name for name in found if name not in expected)]:
-        a, b = _describe(expected, name), _describe(found, name)
-        if a != b:
-            wrong.append(f"{name}: expected {a}, found {b}")
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{path}: {'; '.join(wrong[:3])}{more}")
-
-
-def _describe(state: Mapping[str, Any], name: str) -> str:
-    if name not in state:
-        return "nothing"
-    value = state[name]
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 
 class _Order(Sampler[list[int]]):
@@ -542,11 +367,11 @@ def _check_parts(parts: object, history: History) -> None:
         if not isinstance(value, Tensor) or value.ndim:
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ShapeError(f"the loss part {name!r} must be a scalar tensor; got {shape}")
-        if name in _OWN_RECORDS:
+        if name in OWN_RECORDS:
             raise MMCLError(f"fit() records {name!r} itself; give this part of the loss a name")
     if not parts["total"].requires_grad:
         raise MMCLError("the loss 'total' must depend on a parameter that is trained; it does not")
-    known = history.steps.keys() - _OWN_RECORDS
+    known = history.steps.keys() - OWN_RECORDS
     if len(history) and parts.keys() != known:
         raise MMCLError(
             f"expected the same loss parts in each step, {sorted(known)}; got {sorted(parts)}"
@@ -622,20 +447,6 @@ def _checkpoint_path(
     return path
 
 
-def _device_of(method: nn.Module) -> torch.device:
-    devices = {p.device for p in method.parameters()}
-    if len(devices) > 1:
-        raise ShapeError(
-            f"expected a method on one device, got {sorted(map(str, devices))}; move it with .to()"
-        )
-    if not devices:
-        raise MMCLError(f"{type(method).__name__} has no parameters to train")
-    return devices.pop()
-
-
-# --- random generators: the CPU's, and that of the CUDA device in use -----------------------------
-
-
 def _fork_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Puts the random state back on leaving."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
@@ -647,19 +458,6 @@ def _seed_rng(seed: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-
-
-def _get_rng(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_rng(states: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ FLOORS = [
     {"data"},
     {"encoders", "losses"},
     {"methods"},
+    {"checkpoints"},
     {"training", "evaluation"},
     {"figures", "widgets", "claims"},
 ]
