@@ -32,15 +32,6 @@ sizes = settings(max_examples=40, deadline=None, derandomize=True)
 seeds = st.integers(0, 10_000)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads that wait for each other over a few numbers take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

@@ -34,6 +34,14 @@ DRAWINGS = {
     "similarity_and_map": lambda: figures.similarity_and_map(
         torch.rand(4, 4), POINTS, torch.arange(20) % 3, group_names="abc", limits=2, title="Found"
     ),
+    "circles": lambda: figures.circles(
+        {"start": POINTS, "end": POINTS}, title="Found", arrows={"pictures": torch.randn(20, 2)},
+        partners=("pictures", "captions"),
+    ),
+    "curve_panels": lambda: figures.curve_panels(
+        range(9), {"gap": {"a": range(9)}, "cone": {"a": range(9)}}, title="Found", xlabel="step",
+        baselines={"gap": 1.0},
+    ),
     "histograms": lambda: figures.histograms(
         {"own": torch.randn(50), "other": torch.randn(50)}, title="Found", xlabel="cosine",
         ylabel="pictures",

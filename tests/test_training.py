@@ -71,15 +71,6 @@ class Pairs:
         return {"image": self.image[indices], "caption": self.caption[indices]}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads that wait for each other over a few numbers take a hundred times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def noisy(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch | {"image": batch["image"] + 0.1 * torch.randn_like(batch["image"])}
 
