@@ -1,27 +1,21 @@
-"""Contrastive losses, as pure functions of tensors.
-
-Embeddings are `[B, D]`: B samples, one row each, row i of one tensor belonging to row i of the
-other. They are meant to have unit norm, so that inner products are cosine similarities. Other
-norms are allowed: the loss is then that of the plain inner products.
-
-All losses compute in float32 when they are handed float16 or bfloat16, and in the type they are
-handed otherwise; inside autocast, too. They return a tensor of shape `[]` of that type.
-
-Bad input raises an error of the `MMCLError` family: wrong or different shapes, types or devices,
-a batch without negatives (fewer than two samples), NaN, infinity or a zero vector among the
-embeddings, a temperature or scale that is not positive and finite.
-"""
+"""Two encoders, one batch: InfoNCE, and the losses of CLIP and SigLIP."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.errors import MMCLError
+from mmcl_core.losses.checks import (
+    at_least_float32,
+    check_embeddings,
+    check_groups,
+    scalar,
+    without_autocast,
+)
 
 
 def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
@@ -41,10 +35,10 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor) -> Tens
         ShapeError: shapes, types or devices do not fit, or B < 2.
         MMCLError: NaN, infinity or zero vectors among the embeddings; temperature not in (0, inf).
     """
-    _check_embeddings(queries=queries, keys=keys)
-    with _without_autocast(queries):
-        q, k = _at_least_float32(queries), _at_least_float32(keys)
-        logits = (q / _scalar("temperature", temperature, q, positive=True)) @ k.T
+    check_embeddings(queries=queries, keys=keys)
+    with without_autocast(queries):
+        q, k = at_least_float32(queries), at_least_float32(keys)
+        logits = (q / scalar("temperature", temperature, q, positive=True)) @ k.T
         return F.cross_entropy(logits, torch.arange(len(q), device=q.device))
 
 
@@ -94,15 +88,15 @@ def clip_loss(
         MMCLError: NaN, infinity or zero vectors among the embeddings; logit_scale not in (0, inf);
             chunk_size not a whole number of at least 1.
     """
-    _check_embeddings(image=image, text=text)
-    _check_groups(groups, image)
+    check_embeddings(image=image, text=text)
+    check_groups(groups, image)
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise MMCLError(
             f"chunk_size must be None or a whole number of at least 1, got {chunk_size!r}."
         )
-    with _without_autocast(image):
-        x, y = _at_least_float32(image), _at_least_float32(text)
-        scale = _scalar("logit_scale", logit_scale, x, positive=True)
+    with without_autocast(image):
+        x, y = at_least_float32(image), at_least_float32(text)
+        scale = scalar("logit_scale", logit_scale, x, positive=True)
         if chunk_size is None:
             logits = (scale * x) @ y.T
             positive = logits.diagonal().clone()
@@ -152,12 +146,12 @@ def siglip_loss(
         MMCLError: NaN, infinity or zero vectors among the embeddings; logit_scale not in (0, inf);
             logit_bias not finite.
     """
-    _check_embeddings(image=image, text=text)
-    _check_groups(groups, image)
-    with _without_autocast(image):
-        x, y = _at_least_float32(image), _at_least_float32(text)
-        scale = _scalar("logit_scale", logit_scale, x, positive=True)
-        bias = _scalar("logit_bias", logit_bias, x, positive=False)
+    check_embeddings(image=image, text=text)
+    check_groups(groups, image)
+    with without_autocast(image):
+        x, y = at_least_float32(image), at_least_float32(text)
+        scale = scalar("logit_scale", logit_scale, x, positive=True)
+        bias = scalar("logit_bias", logit_bias, x, positive=False)
         logits = (scale * x) @ y.T + bias
         if groups is None:
             together = torch.eye(len(x), dtype=torch.bool, device=x.device)
@@ -267,99 +261,3 @@ def _group_means(values: Tensor, groups: Tensor) -> Tensor:
     _, group, counts = groups.unique(return_inverse=True, return_counts=True)
     sums = values.new_zeros(len(counts), values.shape[1]).index_add(0, group, values)
     return (sums / counts[:, None])[group]
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def _without_autocast(values: Tensor) -> torch.autocast:
-    return torch.autocast(values.device.type, enabled=False)
-
-
-def _scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bool) -> Tensor:
-    """A temperature, scale or bias as a checked tensor of shape `[]`, of the type of `like`."""
-    if isinstance(value, Tensor):
-        if value.ndim != 0:
-            raise ShapeError(
-                f"{name} must be a number or a tensor of shape [], got {list(value.shape)}."
-            )
-        number = float(value.detach())
-        value = value.to(like)
-    else:
-        number = value
-        # full, not tensor: it does not make a GPU wait for a copy
-        value = torch.full((), value, dtype=like.dtype, device=like.device)
-    if not math.isfinite(number) or (positive and number <= 0):
-        kind = "positive and finite" if positive else "finite"
-        raise MMCLError(f"{name} must be {kind}, got {number}.")
-    return value
-
-
-def _check_groups(groups: Tensor | None, embeddings: Tensor) -> None:
-    if groups is None:
-        return
-    if groups.shape != embeddings.shape[:1] or groups.dtype != torch.int64:
-        raise ShapeError(
-            f"groups must be int64 of shape [{len(embeddings)}], one number for each sample, "
-            f"got {groups.dtype} of shape {list(groups.shape)}."
-        )
-    if groups.device != embeddings.device:
-        raise ShapeError(
-            f"groups must be on the device of the embeddings, {embeddings.device}, "
-            f"got {groups.device}."
-        )
-
-
-def _check_embeddings(**embeddings: Tensor) -> None:
-    """Raise unless all are `[B, D]` of one shape, type and device, B > 1, and every row is usable.
-
-    Costs one pass over `[B, D]` and, on a GPU, one wait for the result.
-    """
-    (first_name, first), *_ = embeddings.items()
-    for name, values in embeddings.items():
-        if values.ndim != 2:
-            raise ShapeError(f"{name} must have shape [B, D], got {list(values.shape)}.")
-        if not values.is_floating_point():
-            raise ShapeError(f"{name} must hold floating-point numbers, got {values.dtype}.")
-        if values.shape != first.shape:
-            raise ShapeError(
-                f"{first_name} and {name} must have one shape [B, D], row i of one belonging to "
-                f"row i of the other, got {list(first.shape)} and {list(values.shape)}."
-            )
-        if values.device != first.device:
-            raise ShapeError(
-                f"{first_name} and {name} must be on one device, "
-                f"got {first.device} and {values.device}."
-            )
-        if values.dtype != first.dtype:
-            raise ShapeError(
-                f"{first_name} and {name} must have one type, "
-                f"got {first.dtype} and {values.dtype}. Convert one of them."
-            )
-    if first.numel() == 0:
-        raise ShapeError(
-            f"{' and '.join(embeddings)} are empty, of shape {list(first.shape)}: "
-            "expected at least 2 samples of at least 1 number."
-        )
-    if len(first) < 2:
-        raise ShapeError(
-            "A batch of 1 has no negatives: expected at least 2 samples. "
-            "Make the batch larger, or drop the last, incomplete one (drop_last=True)."
-        )
-    # The largest magnitude of a row is NaN or infinite when one of its elements is, and 0 for a
-    # zero vector alone; unlike a sum of squares, it cannot overflow.
-    largest = torch.stack([v.detach().abs().amax(1) for v in embeddings.values()])
-    if bool(((largest > 0) & (largest < torch.inf)).all()):
-        return
-    for name, row in zip(embeddings, largest, strict=True):
-        _raise_for_rows(name, ~row.isfinite(), "hold NaN or infinity", "Has training diverged?")
-        _raise_for_rows(name, row == 0, "are zero vectors", "They have no direction to compare.")
-
-
-def _raise_for_rows(name: str, bad: Tensor, what: str, hint: str) -> None:
-    if bad.any():
-        first = int(bad.nonzero()[0])
-        raise MMCLError(
-            f"{name}: {int(bad.sum())} of {len(bad)} rows {what}, the first is row {first}. {hint}"
-        )
