@@ -9,10 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mmcl_core.distributed import gather, rank, wait, world_size
 from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
 
 OWN_RECORDS = ("lr", "grad_norm", "seconds")  # what fit() records beside the parts of the loss
-_FORMAT = "mmcl_core.checkpoint.1"
+_FORMAT = "mmcl_core.checkpoint.2"
 
 
 @dataclass
@@ -67,13 +68,13 @@ class Checkpoint:
         step: steps done when it was written.
         history: of these steps, or None.
         settings: the arguments of the training.
-        rng: states of the random generators, by kind of device.
+        rng: states of the random generators, by kind of device: one dict for each process.
     """
 
     step: int
     history: History | None
     settings: dict[str, Any]
-    rng: dict[str, Tensor]
+    rng: list[dict[str, Tensor]]
 
 
 def save_checkpoint(
@@ -89,6 +90,8 @@ def save_checkpoint(
     The file is written under another name in the same folder and then renamed: a failure on the
     way leaves an earlier checkpoint as it was, and no other file. A missing folder is made.
 
+    With several processes, all call this; process 0 writes, and the others wait for it.
+
     Args:
         path: the file.
         method: its `state_dict()`, buffers included, and the name of its class are kept.
@@ -96,7 +99,7 @@ def save_checkpoint(
         history: is kept.
         settings: plain numbers, strings and lists, compared on loading.
     """
-    path = Path(path)
+    device = device_of(method)
     content = {
         "format": _FORMAT,
         "method": type(method).__qualname__,
@@ -104,8 +107,14 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict() if optimizer else None,
         "history": history.to_dict() if history else None,
         "settings": dict(settings or {}),
-        "rng": get_rng(device_of(method)),
+        "rng": _all_rng(device),
     }
+    if rank() == 0:
+        _write(Path(path), content)
+    wait(device)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -228,7 +237,16 @@ def get_rng(device: torch.device) -> dict[str, Tensor]:
     return states
 
 
+def _all_rng(device: torch.device) -> list[dict[str, Tensor]]:
+    """The states of all processes."""
+    all_states = {
+        kind: gather(state[None].to(device)).cpu() for kind, state in get_rng(device).items()
+    }
+    return [{kind: states[r] for kind, states in all_states.items()} for r in range(world_size())]
+
+
 def set_rng(states: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
+    # Clones: of a row of a larger tensor, PyTorch 2.13 reads past the end, and crashes.
+    torch.set_rng_state(states["cpu"].clone())
     if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+        torch.cuda.set_rng_state(states["cuda"].clone(), device)

@@ -218,3 +218,11 @@ class ProjectionHead(nn.Sequential):
             super().__init__(nn.Linear(in_dim, out_dim, bias=False))
         else:
             super().__init__(nn.Linear(in_dim, hidden), nn.ReLU(), nn.Linear(hidden, out_dim))
+
+
+def width_of(encoder: nn.Module) -> int:
+    """How wide an encoder's `pooled` is, which its `width` says; raises MMCLError without one."""
+    width = getattr(encoder, "width", None)
+    if not isinstance(width, int):
+        raise MMCLError(f"{type(encoder).__name__} has no `width`, which says how wide `pooled` is")
+    return width

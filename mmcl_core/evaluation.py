@@ -1,15 +1,16 @@
-"""Measures of embeddings: retrieval, zero-shot classification, probes, and the shape of the space.
+"""Measures of embeddings: retrieval, zero-shot, probes, missing modalities, shape of the space.
 
 Functions take embeddings, or a method and data, and return floats or small dataclasses; none
 plots. Embeddings are compared by their cosine: each row is brought to unit norm first, which
 changes nothing for what `method.embed` returns.
 """
 
+import itertools
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast, overload
+from typing import Any, Literal, Protocol, overload
 
 import torch
 import torch.nn.functional as F
@@ -61,16 +62,27 @@ def embed_all(
         MissingModalityError: a modality is not in the data.
         ShapeError: the data is empty, or `embed` returns anything but finite [B, D].
     """
+    if device is not None:
+        method.to(device)
+    return _matrix(_rows(method, "embed", data, modalities, batch_size), "the embeddings")
+
+
+def _rows(
+    method: nn.Module,
+    verb: str,
+    data: BatchSource | Batch,
+    modalities: Sequence[str],
+    batch_size: int,
+) -> Tensor:
+    """What `method.<verb>(batch)` gives for all samples, as float32 [N, D] on the CPU."""
     if isinstance(modalities, str) or not modalities:
         raise MMCLError(f"expected modalities such as ('image',); got {modalities!r}")
     if batch_size < 1:
         raise MMCLError(f"batch_size must be at least 1; got {batch_size}")
-    if not callable(getattr(method, "embed", None)):
-        raise MMCLError(f"method must have embed(batch); {type(method).__name__} has none")
-    if device is not None:
-        method.to(device)
-    place = next((p.device for p in method.parameters()), torch.device("cpu"))
-    embed = cast(Any, method).embed
+    if not callable(getattr(method, verb, None)):
+        raise MMCLError(f"method must have {verb}(batch); {type(method).__name__} has none")
+    place = _place(method)
+    apply = getattr(method, verb)
     modes = [(module, module.training) for module in method.modules()]
     method.eval()
     rows = []
@@ -82,16 +94,20 @@ def embed_all(
                         f"expected {list(modalities)}; the data has no "
                         f"{' and no '.join(absent)}, only {sorted(batch)}"
                     )
-                x = embed({m: batch[m].to(place, non_blocking=True) for m in modalities})
+                x = apply({m: batch[m].to(place, non_blocking=True) for m in modalities})
                 size = len(batch[modalities[0]])
                 if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != size:
                     found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-                    raise ShapeError(f"method.embed must return [{size}, D]; got {found}")
+                    raise ShapeError(f"method.{verb} must return [{size}, D]; got {found}")
                 rows.append(x.float().cpu())
     finally:
         for module, mode in modes:
             module.training = mode
-    return _matrix(torch.cat(rows), "the embeddings")
+    return torch.cat(rows)
+
+
+def _place(method: nn.Module) -> torch.device:
+    return next((p.device for p in method.parameters()), torch.device("cpu"))
 
 
 def _batches(data: BatchSource | Batch, batch_size: int) -> Iterator[Batch]:
@@ -349,52 +365,78 @@ def linear_probe(
             "expected features and labels of one width in training and test; got "
             f"{list(x.shape)}, {list(y.shape)} and {list(test.shape)}, {list(truth.shape)}"
         )
-    if not 0 < C < math.inf or max_iter < 1:
-        raise MMCLError(f"C must be above 0 and max_iter at least 1; got {C} and {max_iter}")
-    mean, std = x.mean(0), x.std(0, correction=0)
-    # A constant column differs from its mean by rounding only: do not blow that up.
-    scale = torch.where(std > 1e-12 * (1 + mean.abs()), 1 / std, 0.0)
-    x, test = (x - mean) * scale, (test - mean) * scale
-
-    columns = y.ndim == 2
-    results = [
-        _probe(x, y_t, test, truth_t, C, max_iter, f" in column {t}" if columns else "")
-        for t, (y_t, truth_t) in enumerate(
-            zip(y.T if columns else [y], truth.T if columns else [truth], strict=True)
-        )
-    ]
-    predictions = torch.stack([p for p, _ in results], dim=-1)
-    if not columns:
-        predictions = predictions[:, 0]
+    _check_classes(y, truth)
+    predict, converged = _fit_probe(x, y, C, max_iter)
+    predictions = predict(test)
     accuracy = (predictions == truth).double().mean().item()
-    commonest = [
-        column.bincount().max().item() / len(truth) for column in truth.view(len(truth), -1).T
-    ]
-    return Probe(
-        accuracy, sum(commonest) / len(commonest), predictions, all(done for _, done in results)
-    )
+    return Probe(accuracy, _chance(truth), predictions, converged)
 
 
-def _probe(
-    x: Tensor, y: Tensor, test: Tensor, truth: Tensor, C: float, max_iter: int, where: str
-) -> tuple[Tensor, bool]:
+def _fit_probe(
+    x: Tensor, y: Tensor, C: float, max_iter: int
+) -> tuple[Callable[[Tensor], Tensor], bool]:
+    """A logistic regression for each column of labels.
+
+    Args:
+        x: [N, D].
+        y: int64 [N] or [N, T].
+
+    Returns:
+        What predicts the labels of other features, [M, D] -> int64 [M] or [M, T]; and whether the
+        solver converged.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    if len(y.unique()) < 2:
-        raise MMCLError(
-            f"expected at least two classes to train on{where}; got {y.unique().tolist()}"
-        )
-    if new := sorted(set(truth.tolist()) - set(y.tolist())):
-        raise MMCLError(f"expected test labels that training has{where}; got also {new}")
+    if not 0 < C < math.inf or max_iter < 1:
+        raise MMCLError(f"C must be above 0 and max_iter at least 1; got {C} and {max_iter}")
+    x = x.double().cpu()
+    mean, std = x.mean(0), x.std(0, correction=0)
+    # A constant column differs from its mean by rounding only: do not blow that up.
+    scale = torch.where(std > 1e-12 * (1 + mean.abs()), 1 / std, 0.0)
+
+    def standardised(features: Tensor) -> Any:
+        return ((features.double().cpu() - mean) * scale).numpy()
+
     # One thread: for matrices this small, waiting for each other costs threads more (up to a
     # hundredfold on a busy machine) than they gain.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # told by `converged`
-        model = LogisticRegression(C=C, max_iter=max_iter).fit(x.numpy(), y.numpy())
-        predictions = torch.from_numpy(model.predict(test.numpy()))
-    return predictions, bool(model.n_iter_.max() < max_iter)
+        known = standardised(x)
+        models = [
+            LogisticRegression(C=C, max_iter=max_iter).fit(known, column.numpy())
+            for column in (y.T if y.ndim == 2 else [y])
+        ]
+
+    def predict(features: Tensor) -> Tensor:
+        asked = standardised(features)
+        with threadpool_limits(1):
+            columns = [torch.from_numpy(model.predict(asked)) for model in models]
+        return torch.stack(columns, dim=1) if y.ndim == 2 else columns[0]
+
+    return predict, all(bool(model.n_iter_.max() < max_iter) for model in models)
+
+
+def _check_classes(y: Tensor, truth: Tensor) -> None:
+    """At least two classes to train on, and no others in the test, in each column."""
+    columns = y.ndim == 2
+    for t, (known, asked) in enumerate(
+        zip(y.T if columns else [y], truth.T if columns else [truth], strict=True)
+    ):
+        where = f" in column {t}" if columns else ""
+        if len(known.unique()) < 2:
+            raise MMCLError(
+                f"expected at least two classes to train on{where}; got {known.unique().tolist()}"
+            )
+        if new := sorted(set(asked.tolist()) - set(known.tolist())):
+            raise MMCLError(f"expected test labels that training has{where}; got also {new}")
+
+
+def _chance(truth: Tensor) -> float:
+    """Accuracy of always naming the commonest label, mean over columns."""
+    columns = truth.reshape(len(truth), -1).T
+    return sum(column.bincount().max().item() / len(truth) for column in columns) / len(columns)
 
 
 def _labels(y: Tensor, x: Tensor, name: str) -> Tensor:
@@ -415,6 +457,104 @@ def _labels(y: Tensor, x: Tensor, name: str) -> Tensor:
             f"got {_told(y)}"
         )
     return whole.cpu()
+
+
+# --- missing modalities ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class MissingModality:
+    """What a method still tells when modalities are missing.
+
+    Attributes:
+        accuracy: the modalities at hand -> share of the test labels told; every non-empty subset,
+            the small ones first.
+        chance: accuracy of always naming the commonest test label.
+        predictions: the modalities at hand -> int64 [M], of the test samples.
+        converged: whether the solver of the probe ended by itself; True without a probe.
+    """
+
+    accuracy: dict[tuple[str, ...], float]
+    chance: float
+    predictions: dict[tuple[str, ...], Tensor] = field(repr=False)
+    converged: bool
+
+
+def missing_modality(
+    method: nn.Module,
+    train: BatchSource | Batch,
+    train_y: Tensor,
+    test: BatchSource | Batch,
+    test_y: Tensor,
+    modalities: Sequence[str],
+    *,
+    classifier: Literal["probe", "own"] = "probe",
+    C: float = 1.0,
+    max_iter: int = 1000,
+    batch_size: int = 256,
+) -> MissingModality:
+    """Classifies test samples of which only some modalities are there, for every choice of them.
+
+    The classifier learned from complete samples, and is the same for every choice (as in GMC:
+    Poklukar et al., ICML 2022). The method's mode and the random state are afterwards as before.
+
+    Args:
+        method: embeds every non-empty subset of `modalities`.
+        train: complete samples. The method stays as it is: only the probe learns from them.
+        train_y: int64 [N], the class of each sample.
+        test: complete samples too; what is missing is left out here.
+        test_y: int64 [M].
+        modalities: the keys of the batch, each once.
+        classifier: "probe" is a `linear_probe` on the embeddings of all `modalities`; "own" is the
+            method's own `logits(batch) -> [B, classes]`. Of `train` and `train_y`, "own" looks at
+            the classes only.
+        C: see `linear_probe`.
+        max_iter: see `linear_probe`.
+        batch_size: samples embedded at once.
+
+    Raises:
+        MissingModalityError: a modality is not in the data, or the method cannot serve a subset.
+        ShapeError: labels of another shape or number.
+        MMCLError: fewer than two classes to train on, test labels that training lacks, a modality
+            named twice, or a classifier that is not there.
+    """
+    if isinstance(modalities, str) or not modalities or len(set(modalities)) < len(modalities):
+        raise MMCLError(
+            f"expected modalities such as ('image', 'tags'), each once; got {modalities!r}"
+        )
+    if classifier not in ("probe", "own"):
+        raise MMCLError(f"classifier must be 'probe' or 'own'; got {classifier!r}")
+    y, truth = _labels(train_y, train_y, "train_y"), _labels(test_y, test_y, "test_y")
+    if y.ndim != 1 or truth.ndim != 1:
+        raise ShapeError(f"expected labels [N] and [M]; got {list(y.shape)}, {list(truth.shape)}")
+    _check_classes(y, truth)
+    place, predictions = _place(method), {}
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        if classifier == "probe":
+            x = embed_all(method, train, modalities, batch_size=batch_size)
+            predict, converged = _fit_probe(x, _labels(train_y, x, "train_y"), C, max_iter)
+            verb = "embed"
+        else:
+            verb, predict, converged = "logits", _largest, True
+        for size in range(1, len(modalities) + 1):
+            for present in itertools.combinations(modalities, size):
+                rows = _rows(method, verb, test, present, batch_size)
+                rows = _matrix(rows, f"{verb} of {' and '.join(present)}")
+                _labels(test_y, rows, "test_y")  # one for each sample
+                if classifier == "own" and truth.max() >= rows.shape[1]:
+                    raise MMCLError(
+                        f"expected test labels from 0 to {rows.shape[1] - 1}, the classes of the "
+                        f"method; got up to {int(truth.max())}"
+                    )
+                predictions[present] = predict(rows)
+    accuracy = {
+        present: (found == truth).double().mean().item() for present, found in predictions.items()
+    }
+    return MissingModality(accuracy, _chance(truth), predictions, converged)
+
+
+def _largest(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=1)
 
 
 # --- the shape of the space -----------------------------------------------------------------------

@@ -27,6 +27,18 @@ from mmcl_core.checkpoints import (
     save_checkpoint,
     set_rng,
 )
+from mmcl_core.distributed import (
+    alone,
+    average,
+    average_gradients,
+    broadcast,
+    gather,
+    joined,
+    own_device,
+    own_rows,
+    rank,
+    world_size,
+)
 from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
 
 __all__ = [
@@ -58,7 +70,8 @@ class Progress:
     """What a callback is shown: where training stands.
 
     Attributes:
-        method: the method in training; look, do not change.
+        method: the method in training. Look, and change only what it offers to be changed, such as
+            the weights of its losses. Of several processes, the others get what lies in a buffer.
         epoch: whole epochs done; 0 before the first step.
         epochs: epochs to do in all.
         step: steps done.
@@ -72,6 +85,7 @@ class Progress:
     history: History
 
 
+@joined()
 def fit(
     method: nn.Module,
     data: BatchSource,
@@ -103,12 +117,20 @@ def fit(
     eval mode, are afterwards as before. On the CPU the same seed gives the same weights, bit for
     bit, for one version of PyTorch, one machine and one number of threads.
 
+    Several processes. Under `torchrun`, W processes train as one: the samples of each step are
+    those of one process, cut into W equal parts in the order of the ranks; loss parts and gradients
+    are averaged, and all begin with the weights of process 0. For a method that gathers its
+    embeddings (see `distributed.gather`), this is the training of one process. Each process draws
+    random numbers of its own, so that augmentations differ between them. Callbacks and the bar are
+    process 0's, which counts as alone in a callback: `method.loss` does not wait for the others.
+    An error in one process ends all, before anything is updated.
+
     Args:
         method: an `nn.Module` with `loss(batch) -> dict` of scalars, `"total"` among them, and
             perhaps `after_step()`, called after each step of the optimiser.
         data: has `__len__` and `__getitems__(indices) -> batch` (a dict of tensors).
         epochs: passes over the data; at least 1.
-        batch_size: samples of one step, 1 to `len(data)`.
+        batch_size: samples of one step, 1 to `len(data)`; of all processes together.
         lr: the highest learning rate, above 0.
         weight_decay: of weights; biases, gains of norms and scalars (all that has fewer than two
             axes) are not decayed.
@@ -122,14 +144,15 @@ def fit(
         callbacks: each is called with a `Progress` before the first step and after each epoch.
             Random numbers that it draws, and the mode that it sets, do not disturb training.
         seed: of the order of samples and of torch's generator, 0 to 2^32 - 1.
-        device: where to train; the method is moved there. None is where the method is.
+        device: where to train; the method is moved there. None is where the method is. Of several
+            processes on one machine, each takes its own GPU.
         progress: show a bar with the loss.
         num_workers: processes that make batches; 0 makes them here, best for data in memory.
         checkpoint: file to write the state of the training to.
         checkpoint_every: write after each so many steps, and at the end. None is each epoch.
         resume: go on from `checkpoint` if that file is there, else begin. With the same arguments
-            the weights are those of a training that never stopped. Callbacks are not called again
-            for epochs that are done.
+            and number of processes the weights are those of a training that never stopped.
+            Callbacks are not called again for epochs that are done.
 
     Returns:
         The history of all steps, those before a resume included.
@@ -144,8 +167,7 @@ def fit(
     _check_settings(epochs, batch_size, lr, weight_decay, schedule, warmup, clip_norm, seed)
     _check_protocols(method, data, augment, callbacks, batch_size)
     path = _checkpoint_path(checkpoint, checkpoint_every, resume)
-    if device is not None:
-        method.to(device)
+    method.to(own_device(device_of(method) if device is None else device))
     place = device_of(method)
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
     parameters = list(trained.values())
@@ -156,6 +178,7 @@ def fit(
     save_every = checkpoint_every or steps_per_epoch
     # All that decides what comes next: a training is resumed with the same, or not at all.
     settings = {
+        "world_size": world_size(),
         "samples": len(data),
         "epochs": epochs,
         "batch_size": batch_size,
@@ -172,13 +195,17 @@ def fit(
     history, start, rng = History(steps_per_epoch), 0, None
     if path and resume and path.exists():
         saved = load_checkpoint(path, method, optimizer=optimizer, settings=settings)
-        history, start, rng = saved.history or history, saved.step, saved.rng
+        history, start, rng = saved.history or history, saved.step, saved.rng[rank()]
+    _check_same_start(path, start, place)
+    broadcast(method)
 
     loss = cast(Callable[[Batch], dict[str, Tensor]], method.loss)
     after_step = cast(Callable[[], None] | None, getattr(method, "after_step", None))
     loader = DataLoader(
         cast(Any, data),
-        batch_sampler=_Order(len(data), batch_size, seed, start, steps),
+        batch_sampler=_Order(
+            len(data), batch_size, seed, start, steps, own_rows(batch_size // world_size())
+        ),
         collate_fn=_identity,
         num_workers=num_workers,
         pin_memory=place.type == "cuda",
@@ -187,7 +214,7 @@ def fit(
     bar = tqdm(
         total=steps,
         initial=start,
-        disable=not progress,
+        disable=not progress or rank() > 0,
         unit="step",
         mininterval=0.5,
         dynamic_ncols=True,
@@ -196,13 +223,16 @@ def fit(
 
     def report(step: int) -> None:
         state = Progress(method, step // steps_per_epoch, epochs, step, history)
-        for callback in callbacks:
-            with _modes_kept(method), _fork_rng(place):
+        for callback in callbacks if rank() == 0 else ():
+            with alone(), _modes_kept(method), _fork_rng(place):
                 callback(state)
+        if callbacks:
+            broadcast(method)  # what they have changed; the other processes wait here
 
     with bar, _modes_kept(method), _fork_rng(place):
         if rng is None:
-            _seed_rng(seed, place)
+            # Not seed + 2^32 * rank: torch's generator on the CPU takes the lower 32 bits alone.
+            _seed_rng((seed + 1_000_003 * rank()) % 2**32, place)
         else:
             set_rng(rng, place)
         if start == 0:
@@ -219,10 +249,12 @@ def fit(
             _check_parts(parts, history)
             optimizer.zero_grad()
             parts["total"].backward()
+            average_gradients(parameters)
             norm = _clip(parameters, clip_norm)
             # One transfer for all values of the step. It waits for the device, so nothing is
-            # updated before the values are known to be finite.
+            # updated before the values are known to be finite, in any process.
             values = torch.stack([*(p.detach().float() for p in parts.values()), norm.float()])
+            values = average(values)
             record = dict(zip([*parts, "grad_norm"], values.tolist(), strict=True))
             if not math.isfinite(record["total"] + record["grad_norm"]):
                 optimizer.zero_grad()
@@ -290,12 +322,20 @@ class _Order(Sampler[list[int]]):
     """The batches of indices of steps `start` to `steps` - 1.
 
     The order of an epoch depends on (seed, epoch) only, so any step can be the first. One iterator
-    runs over all epochs: worker processes start once.
+    runs over all epochs: worker processes start once. Of each batch it gives `rows`; None is all.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, start: int, steps: int) -> None:
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        start: int,
+        steps: int,
+        rows: slice | None = None,
+    ) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, seed
-        self.start, self.steps = start, steps
+        self.start, self.steps, self.rows = start, steps, rows or slice(None)
 
     def __iter__(self) -> Iterator[list[int]]:
         per_epoch = self.n // self.batch_size
@@ -306,7 +346,7 @@ class _Order(Sampler[list[int]]):
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
                 order = torch.randperm(self.n, generator=generator)[: per_epoch * self.batch_size]
                 batches = order.view(per_epoch, self.batch_size).tolist()
-            yield batches[i]
+            yield batches[i][self.rows]
 
 
 def _identity(batch: Any) -> Any:
@@ -391,6 +431,11 @@ def _check_settings(
     for name, count in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(count, int) or count < 1:
             raise MMCLError(f"{name} must be a whole number, at least 1; got {count!r}")
+    if batch_size % world_size():
+        raise MMCLError(
+            f"batch_size, the samples of a step, must be divisible among the {world_size()} "
+            f"processes; got {batch_size}"
+        )
     if not 0 < lr < math.inf:
         raise MMCLError(f"lr must be above 0 and finite; got {lr}")
     if not 0 <= weight_decay < math.inf:
@@ -430,6 +475,15 @@ def _check_protocols(
     for callback in callbacks:
         if not callable(callback):
             raise MMCLError(f"a callback must be callable; got {type(callback).__name__}")
+
+
+def _check_same_start(path: Path | None, start: int, device: torch.device) -> None:
+    starts = gather(torch.tensor([start], device=device)).tolist()
+    if len(set(starts)) > 1:
+        raise CheckpointError(
+            f"{path}: expected one checkpoint for all processes, they found those of the steps "
+            f"{starts} (0 is none); put it on a disk that all of them see"
+        )
 
 
 def _checkpoint_path(

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "mmcl_core"
 FLOORS = [
     {"errors"},
     {"data"},
-    {"encoders", "losses"},
+    {"encoders", "losses", "sparsemax", "distributed"},
+    {"grounding"},
     {"methods"},
     {"checkpoints"},
     {"training", "evaluation"},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmcl_core.data.augment import compose, moco_v2, paraphrase, word_dropout
+from mmcl_core.data.augment import compose, moco_v2, paraphrase, with_labels, word_dropout
 from mmcl_core.errors import DataError, MissingModalityError, MMCLError, ShapeError
 
 # Four samples, three sentences each; the word says sample and sentence: 10 * sample + sentence.
@@ -127,6 +127,35 @@ def test_paraphrase_says_what_is_wrong():
         augment({"caption": SENTENCES[:2, 0], "index": torch.tensor([0, 4])})
     with pytest.raises(ShapeError, match="empty batch"):
         augment(batch_of([0]) | {"caption": SENTENCES[:0, 0]})
+
+
+def test_with_labels_adds_the_class_of_each_sample():
+    labels = torch.tensor([5, 0, 2, 7])
+    batch = batch_of([3, 1, 1, 0])
+    before = copy_of(batch)
+    new = with_labels(labels)(batch)
+    assert new["label"].tolist() == [7, 0, 0, 5]
+    assert new["label"].dtype == torch.int64
+    assert same(batch, before)
+    assert same({key: new[key] for key in batch}, before)
+    # Only the numbers of the samples are needed, and other augmentations may come before.
+    assert with_labels(labels)({"index": torch.tensor([2])})["label"].tolist() == [2]
+    both = compose(paraphrase(SENTENCES), with_labels(labels))(batch)
+    assert torch.equal(both["label"], new["label"])
+
+
+def test_with_labels_says_what_is_wrong():
+    for wrong in (torch.ones(4), torch.ones(4, 1, dtype=torch.int64), torch.arange(0)):
+        with pytest.raises(ShapeError, match=r"labels: expected int64 \[N\], got"):
+            with_labels(wrong)
+    augment = with_labels(torch.arange(4))
+    with pytest.raises(MissingModalityError, match=r"with_labels needs.*\['index'\] missing"):
+        augment({"caption": SENTENCES[:, 0]})
+    for index, found in (([0, 4], "0 to 4"), ([-1, 2], "-1 to 2")):
+        with pytest.raises(DataError, match=f"0 to 3, got {found}; hand over the labels"):
+            augment({"index": torch.tensor(index)})
+    with pytest.raises(ShapeError, match="empty batch"):
+        augment({"index": torch.tensor([], dtype=torch.int64)})
 
 
 def test_word_dropout_replaces_words_at_its_rate_and_nothing_else():

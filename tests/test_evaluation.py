@@ -21,6 +21,7 @@ from mmcl_core.evaluation import (
     cone,
     embed_all,
     linear_probe,
+    missing_modality,
     modality_gap,
     recall_at_k,
     shift_gap,
@@ -407,6 +408,139 @@ X, Y = draw(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
 def test_probe_refuses(args, kwargs, message):
     with pytest.raises(MMCLError, match=message):
         linear_probe(*args, **kwargs)
+
+
+# --- missing modalities ---------------------------------------------------------------------------
+
+
+class Classes(nn.Module):
+    """Adds up what it is given, scaled; the logits are the sum itself. Randomness when training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.drop = nn.Dropout(0.5)
+        self.asked: list[tuple[str, tuple[str, ...], int]] = []
+
+    def _sum(self, verb: str, batch: dict[str, Tensor]) -> Tensor:
+        assert not torch.is_grad_enabled()
+        torch.rand(1)  # a method that draws
+        self.asked.append((verb, tuple(batch), len(next(iter(batch.values())))))
+        return self.drop(self.scale * sum(batch.values()))
+
+    def embed(self, batch: dict[str, Tensor]) -> Tensor:
+        return F.normalize(self._sum("embed", batch), dim=1)
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        return self._sum("logits", batch)
+
+
+def eyes(n: int, seed: int, classes: int = 4) -> tuple[dict[str, Tensor], Tensor]:
+    """One sense knows the class well, one a little, one not at all."""
+    y = torch.arange(n) % classes
+    told = F.one_hot(y, 5).float()
+    noise = [draw(n, 5, seed=3 * seed + i) for i in range(3)]
+    senses = {"a": 3 * told + noise[0], "b": told + noise[1], "c": noise[2]}
+    return senses | {"index": torch.arange(n)}, y
+
+
+SUBSETS = [("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c"), ("a", "b", "c")]
+
+
+def test_missing_modality_is_a_probe_of_complete_samples_on_each_subset():
+    (train, y), (test, truth) = eyes(120, 0), eyes(80, 1)
+    method = Classes()
+    method.drop.eval()  # a part that the user froze stays so
+    rng = torch.get_rng_state()
+    found = missing_modality(method, train, y, Rows(**test), truth, ("a", "b", "c"), C=0.3)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert method.training
+    assert not method.drop.training
+    # Each once: the complete training samples, and each subset of the test samples.
+    assert method.asked == [("embed", ("a", "b", "c"), 120), *(("embed", s, 80) for s in SUBSETS)]
+    assert list(found.accuracy) == list(found.predictions) == SUBSETS
+    assert found.chance == 0.25
+    assert found.converged
+    whole = embed_all(method, train, ("a", "b", "c"))
+    for present in SUBSETS:
+        probe = linear_probe(whole, y, embed_all(method, test, present), truth, C=0.3)
+        assert torch.equal(found.predictions[present], probe.predictions)
+        right = sum(p == t for p, t in zip(probe.predictions.tolist(), truth.tolist(), strict=True))
+        assert found.accuracy[present] == pytest.approx(right / 80)
+    assert found.accuracy["a",] > 0.6 > found.accuracy["c",]
+    few = missing_modality(method, train, y, test, truth, ("a", "b"), max_iter=1)
+    assert not few.converged
+
+
+def test_missing_modality_by_the_methods_own_classifier():
+    (train, y), (test, truth) = eyes(120, 0), eyes(80, 1)
+    method = Classes()
+    found = missing_modality(
+        method, train, y, test, truth, ("a", "b", "c"), classifier="own", batch_size=50
+    )
+    assert {verb for verb, _, _ in method.asked} == {"logits"}
+    assert [size for _, _, size in method.asked] == [50, 30] * 7
+    for present in SUBSETS:
+        logits = sum(test[name] for name in present)
+        right = [
+            max(range(5), key=row.__getitem__) == t
+            for row, t in zip(logits.tolist(), truth.tolist(), strict=True)
+        ]
+        assert found.accuracy[present] == pytest.approx(sum(right) / 80)
+    assert found.converged
+    assert method.drop.training
+
+
+def test_missing_modality_takes_one_modality_and_columns_of_a_table():
+    (train, y), (test, truth) = eyes(40, 0), eyes(40, 1)
+    table = torch.stack([y, truth], dim=1)  # labels that do not lie side by side
+    found = missing_modality(Classes(), train, table[:, 0], test, table[:, 1], ["a"])
+    assert list(found.accuracy) == [("a",)]
+
+
+class Picky(Classes):
+    def embed(self, batch: dict[str, Tensor]) -> Tensor:
+        if "a" not in batch:
+            raise MissingModalityError("Picky needs a")
+        return super().embed(batch)
+
+
+SEEN, SEEN_Y = eyes(40, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"modalities": "a"}, MMCLError, "each once; got 'a'"),
+        ({"modalities": ()}, MMCLError, r"got \(\)"),
+        ({"modalities": ("a", "a")}, MMCLError, r"got \('a', 'a'\)"),
+        ({"modalities": ("a", "d")}, MissingModalityError, r"no d, only \['a', 'b', 'c', 'index'"),
+        ({"classifier": "best"}, MMCLError, "'probe' or 'own'; got 'best'"),
+        ({"train_y": SEEN_Y[:9]}, ShapeError, r"train_y: .*\[40\].*\[9\]"),
+        ({"test_y": SEEN_Y[:9]}, ShapeError, r"test_y: .*\[40\].*\[9\]"),
+        ({"test_y": SEEN_Y[:9], "classifier": "own"}, ShapeError, "test_y"),
+        ({"train_y": SEEN_Y.tolist()}, ShapeError, "expected a tensor; got list"),
+        ({"train_y": SEEN_Y[:, None] % 2}, ShapeError, r"labels \[N\] and \[M\]; got \[40, 1\]"),
+        ({"train_y": SEEN_Y * 0}, MMCLError, r"two classes to train on; got \[0\]"),
+        ({"train_y": SEEN_Y % 3}, MMCLError, r"that training has; got also \[3\]"),
+        ({"train_y": SEEN_Y + 4, "test_y": SEEN_Y + 4, "classifier": "own"}, MMCLError,
+         "from 0 to 4, the classes of the method; got up to 7"),
+        ({"C": 0.0}, MMCLError, "C must be above 0"),
+        ({"batch_size": 0}, MMCLError, "batch_size"),
+        ({"method": Picky()}, MissingModalityError, "Picky needs a"),
+        ({"method": Named(), "classifier": "own"}, MMCLError, r"logits\(batch\); Named has none"),
+        ({"test": SEEN | {"b": SEEN["b"] / 0}}, ShapeError, "embed of b: expected finite"),
+    ],
+)  # fmt: skip
+def test_missing_modality_refuses(changes, error, message):
+    rng = torch.get_rng_state()
+    arguments = {
+        "method": Classes(), "train": SEEN, "train_y": SEEN_Y, "test": SEEN, "test_y": SEEN_Y,
+        "modalities": ("a", "b", "c"),
+    }  # fmt: skip
+    with pytest.raises(error, match=message):
+        missing_modality(**arguments | changes)
+    assert torch.equal(torch.get_rng_state(), rng)
 
 
 # --- the shape of the space -----------------------------------------------------------------------

@@ -188,6 +188,82 @@ def test_tiles_give_the_plain_float32_value_and_gradients_to_1e_6(
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+# --- a part of the rows: what each of several processes computes -----------------------------
+
+
+@given(
+    st.integers(1, 4), st.integers(1, 4), widths, seeds, scales, chunks, st.booleans(), st.data()
+)
+@settings(max_examples=40, deadline=None)
+def test_the_mean_over_the_parts_is_the_whole_with_every_gradient(
+    parts: int,
+    share: int,
+    width: int,
+    seed: int,
+    scale: float,
+    chunk_size: int | None,
+    grouped: bool,
+    data: st.DataObject,
+) -> None:
+    parts = max(parts, 2) if share == 1 else parts
+    size = parts * share
+    inputs = (unit(size, width, seed), unit(size, width, seed + 1), scalar(scale))
+    groups = data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size))
+    kwargs = {"groups": torch.tensor(groups)} if grouped else {}
+    slices = [slice(share * i, share * (i + 1)) for i in range(parts)]
+
+    whole = value_and_gradients(lambda *t: clip_loss(*t, **kwargs), *inputs)
+    joined = value_and_gradients(
+        lambda *t: (
+            sum(clip_loss(*t, chunk_size=chunk_size, rows=r, **kwargs) for r in slices) / parts
+        ),
+        *inputs,
+    )
+    for a, b in zip(joined, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+    whole = value_and_gradients(info_nce, *inputs)
+    joined = value_and_gradients(
+        lambda *t: sum(info_nce(*t, rows=r) for r in slices) / parts, *inputs
+    )
+    for a, b in zip(joined, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 1, 2, 0, 1, 5, 0, 0, 2]])
+def test_a_part_is_two_cross_entropies(groups: list[int], chunk_size: int | None) -> None:
+    x, y, rows, numbers = unit(9, 4, 0), unit(9, 4, 1), slice(3, 8), torch.tensor(groups)
+    logits, target = 7.0 * x @ y.T, (numbers[:, None] == numbers).double()
+    target = (target / target.sum(1))[rows]
+    expected = (F.cross_entropy(logits[rows], target) + F.cross_entropy(logits.T[rows], target)) / 2
+    got = clip_loss(x, y, 7.0, chunk_size=chunk_size, rows=rows, groups=numbers)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_a_part_at_the_extreme(chunk_size: int | None) -> None:
+    """As for the whole: tiny losses are kept, and nothing overflows."""
+    x, rows = torch.eye(8), slice(2, 6)
+    value, grad_x, _ = value_and_gradients(
+        lambda x, y: clip_loss(x, y, 25.0, chunk_size=chunk_size, rows=rows), x, x
+    )
+    assert float(value) == pytest.approx(math.log1p(7 * math.exp(-25)), rel=1e-5)
+    assert float(grad_x[2, 1]) == pytest.approx(25 * math.exp(-25) / 8, rel=1e-5)
+    hopeless = clip_loss(x, torch.roll(x, 1, dims=0) - x, 1000.0, chunk_size=chunk_size, rows=rows)
+    assert float(hopeless) == 2000.0
+
+
+@pytest.mark.parametrize(
+    "rows", [slice(0, 7), slice(3, 3), slice(-2, 6), slice(None, 3), slice(0, 6, 2), 3]
+)
+@pytest.mark.parametrize("loss", [clip_loss, info_nce])
+def test_bad_rows(loss, rows: slice) -> None:
+    message = f"0 <= start < stop <= 6, the number of samples, got {rows}"
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        loss(GOOD, GOOD, 10.0, rows=rows)
+
+
 @pytest.mark.parametrize("norm", [1e-3, 1.0, 30.0])
 def test_any_norm(norm: float) -> None:
     """Not unit-norm: no bound on the logits is assumed anywhere."""
@@ -338,6 +414,10 @@ LOSSES = [
     pytest.param(lambda x, y: info_nce(x, y, 0.05), id="info_nce"),
     pytest.param(lambda x, y: clip_loss(x, y, 20.0, groups=torch.arange(40) // 2), id="clip"),
     pytest.param(lambda x, y: clip_loss(x, y, 20.0, chunk_size=16), id="clip_tiles"),
+    pytest.param(lambda x, y: clip_loss(x, y, 20.0, rows=slice(5, 30)), id="clip_rows"),
+    pytest.param(
+        lambda x, y: clip_loss(x, y, 20.0, chunk_size=16, rows=slice(5, 30)), id="clip_rows_tiles"
+    ),
     pytest.param(lambda x, y: siglip_loss(x, y, 20.0, -10.0), id="siglip"),
 ]
 
@@ -520,7 +600,8 @@ def test_bad_groups(loss, groups: Tensor, message: str) -> None:
 # --- memory ----------------------------------------------------------------------------------
 
 
-def test_tiles_never_hold_all_logits() -> None:
+@pytest.mark.parametrize("rows", [None, slice(256, 768)])
+def test_tiles_never_hold_all_logits(rows: slice | None) -> None:
     """No single allocation comes near [B, B], forward or backward."""
     size, chunk_size = 1024, 32
     x, y = unit(size, 8, 0, torch.float32), unit(size, 8, 1, torch.float32)
@@ -529,6 +610,6 @@ def test_tiles_never_hold_all_logits() -> None:
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
-        clip_loss(x, y, 20.0, chunk_size=chunk_size).backward()
+        clip_loss(x, y, 20.0, chunk_size=chunk_size, rows=rows).backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest <= 2 * chunk_size * size * 4 * 1.1  # two tiles of float32

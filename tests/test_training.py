@@ -326,6 +326,19 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_only(n, batch_size, see
         assert set(indices) <= set(range(n))
 
 
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 20), st.integers(0, 2**32 - 1))
+def test_the_parts_of_several_processes_are_the_batch_of_one(processes, share, more, seed):
+    n, size = processes * share + more, processes * share
+    steps = 2 * (n // size)
+    parts = [
+        list(training._Order(n, size, seed, 1, steps, slice(r * share, (r + 1) * share)))
+        for r in range(processes)
+    ]
+    joined = [[i for part in batch for i in part] for batch in zip(*parts, strict=True)]
+    assert joined == list(training._Order(n, size, seed, 1, steps))
+
+
 def test_epochs_and_seeds_differ_in_order():
     a = list(training._Order(100, 100, 0, 0, 2))
     b = list(training._Order(100, 100, 1, 0, 2))
@@ -494,7 +507,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     path.write_text("hello")
     refused(path, "something else")
     torch.save([1, 2], path)
-    refused(path, r"mmcl_core\.checkpoint\.1, found list")
+    refused(path, r"mmcl_core\.checkpoint\.2, found list")
     torch.save(Towers().state_dict(), path)
     refused(path, "found None")
 
@@ -506,7 +519,7 @@ class Evil:
 
 def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": "mmcl_core.checkpoint.1", "method": Evil()}, "evil.pt")
+    torch.save({"format": "mmcl_core.checkpoint.2", "method": Evil()}, "evil.pt")
     refused(Path("evil.pt"), "cannot be read")
     Path("evil.pkl").write_bytes(pickle.dumps(Evil(), protocol=2))
     refused(Path("evil.pkl"), "cannot be read")

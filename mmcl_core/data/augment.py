@@ -1,4 +1,4 @@
-"""Second views of a batch: paraphrases, word dropout and the MoCo-v2 recipe for pictures.
+"""Second views of a batch: paraphrases, word dropout, the MoCo-v2 recipe for pictures; and labels.
 
 Each function here returns a callable that takes a batch and returns a new one; the batch it is
 given stays as it is. All random numbers come from PyTorch's global generator on the CPU, whatever
@@ -53,12 +53,7 @@ def paraphrase(sentences: Tensor, *, view: bool = False) -> Augment:
 
     def apply(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         _require(batch, "paraphrase", "caption", "index")
-        index = batch["index"].to(sentences.device)
-        if int(index.min()) < 0 or int(index.max()) >= count:
-            raise DataError(
-                f"index: expected 0 to {count - 1}, got {int(index.min())} to {int(index.max())}; "
-                "hand over the sentences of the same data set as the batch"
-            )
+        index = _index(batch, count, "sentences").to(sentences.device)
         chosen = torch.randint(choices, (len(index),))
         new = {"caption": chosen}
         if view:
@@ -73,6 +68,28 @@ def paraphrase(sentences: Tensor, *, view: bool = False) -> Augment:
                 for key, which in new.items()
             },
         }
+
+    return apply
+
+
+def with_labels(labels: Tensor) -> Augment:
+    """Adds "label", the class of each sample, for methods that train on classes.
+
+    Args:
+        labels: int64 `[N]`; `batch["index"]` says which one belongs to a sample.
+
+    Raises:
+        ShapeError: `labels` has another shape or type, or is empty.
+        MissingModalityError: a batch comes without "index".
+        DataError: an index is outside `labels`.
+    """
+    if labels.ndim != 1 or labels.dtype != torch.int64 or not len(labels):
+        raise ShapeError(f"labels: expected int64 [N], got {labels.dtype} {list(labels.shape)}")
+
+    def apply(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        _require(batch, "with_labels", "index")
+        index = _index(batch, len(labels), "labels")
+        return {**batch, "label": labels[index.to(labels.device)].to(index.device)}
 
     return apply
 
@@ -179,6 +196,17 @@ def moco_v2(
         return {**batch, **{key: recipe(image).clamp_(0, 1) for key in views}}
 
     return apply
+
+
+def _index(batch: dict[str, Tensor], count: int, what: str) -> Tensor:
+    """The "index" of a batch, each from 0 to `count` - 1."""
+    index = batch["index"]
+    if int(index.min()) < 0 or int(index.max()) >= count:
+        raise DataError(
+            f"index: expected 0 to {count - 1}, got {int(index.min())} to {int(index.max())}; "
+            f"hand over the {what} of the same data set as the batch"
+        )
+    return index
 
 
 def _trim(ids: Tensor) -> Tensor:

@@ -13,5 +13,7 @@ embeddings, a temperature or scale that is not positive and finite.
 """
 
 from mmcl_core.losses.clip import clip_loss, info_nce, siglip_loss
+from mmcl_core.losses.gmc import gmc_loss
+from mmcl_core.losses.queue import queue_hinge, queue_info_nce
 
-__all__ = ["clip_loss", "info_nce", "siglip_loss"]
+__all__ = ["clip_loss", "gmc_loss", "info_nce", "queue_hinge", "queue_info_nce", "siglip_loss"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -52,8 +53,33 @@ def check_groups(groups: Tensor | None, embeddings: Tensor) -> None:
         )
 
 
+def check_rows(rows: slice | None, embeddings: Tensor) -> tuple[int, int]:
+    """The first of the rows, and the one after the last; all for None.
+
+    Raises:
+        ShapeError: not a slice of neighbouring rows of `embeddings`, or an empty one.
+    """
+    size = len(embeddings)
+    match rows:
+        case None:
+            return 0, size
+        case slice(start=int(start), stop=int(stop), step=None | 1) if 0 <= start < stop <= size:
+            return start, stop
+    raise ShapeError(
+        f"rows must be a slice(start, stop) with 0 <= start < stop <= {size}, the number of "
+        f"samples, got {rows}. Are the embeddings those of all processes?"
+    )
+
+
 def check_embeddings(**embeddings: Tensor) -> None:
-    """Raise unless all are `[B, D]` of one shape, type and device, B > 1, and every row is usable.
+    """`check_named`, of embeddings that need each other as negatives: B at least 2."""
+    check_named(embeddings, smallest=2)
+
+
+def check_named(embeddings: Mapping[str, Tensor], *, smallest: int) -> None:
+    """Raise unless all are `[B, D]` of one shape, type and device, and every row is usable.
+
+    B is at least `smallest`. The names are those of the messages.
 
     Costs one pass over `[B, D]` and, on a GPU, one wait for the result.
     """
@@ -81,9 +107,9 @@ def check_embeddings(**embeddings: Tensor) -> None:
     if first.numel() == 0:
         raise ShapeError(
             f"{' and '.join(embeddings)} are empty, of shape {list(first.shape)}: "
-            "expected at least 2 samples of at least 1 number."
+            f"expected at least {smallest} samples of at least 1 number."
         )
-    if len(first) < 2:
+    if len(first) < smallest:
         raise ShapeError(
             "A batch of 1 has no negatives: expected at least 2 samples. "
             "Make the batch larger, or drop the last, incomplete one (drop_last=True)."

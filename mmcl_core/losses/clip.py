@@ -7,18 +7,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mmcl_core.errors import MMCLError
 from mmcl_core.losses.checks import (
     at_least_float32,
     check_embeddings,
     check_groups,
+    check_rows,
     scalar,
     without_autocast,
 )
 
 
-def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
+def info_nce(
+    queries: Tensor, keys: Tensor, temperature: float | Tensor, *, rows: slice | None = None
+) -> Tensor:
     """InfoNCE in one direction: each query has to find its own key among all keys of the batch.
 
     `mean_i -log( e^{q_i.k_i / T} / sum_j e^{q_i.k_j / T} )` (van den Oord et al., 2018, Eq. 4).
@@ -27,19 +31,21 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor) -> Tens
         queries: `[B, D]`, B at least 2.
         keys: `[B, D]`; key i is the positive of query i, the other B - 1 are its negatives.
         temperature: T > 0, a number or a tensor of shape `[]`, which may require a gradient.
+        rows: average over these queries alone, as in `clip_loss`; None is all.
 
     Returns:
-        The mean over the batch, in nats, at least 0; log(B) when all similarities are equal.
+        The mean over the queries, in nats, at least 0; log(B) when all similarities are equal.
 
     Raises:
-        ShapeError: shapes, types or devices do not fit, or B < 2.
+        ShapeError: shapes, types or devices do not fit, B < 2, or rows are not in the batch.
         MMCLError: NaN, infinity or zero vectors among the embeddings; temperature not in (0, inf).
     """
     check_embeddings(queries=queries, keys=keys)
+    start, stop = check_rows(rows, queries)
     with without_autocast(queries):
         q, k = at_least_float32(queries), at_least_float32(keys)
-        logits = (q / scalar("temperature", temperature, q, positive=True)) @ k.T
-        return F.cross_entropy(logits, torch.arange(len(q), device=q.device))
+        logits = (q[start:stop] / scalar("temperature", temperature, q, positive=True)) @ k.T
+        return F.cross_entropy(logits, torch.arange(start, stop, device=q.device))
 
 
 def clip_loss(
@@ -49,6 +55,7 @@ def clip_loss(
     *,
     chunk_size: int | None = None,
     groups: Tensor | None = None,
+    rows: slice | None = None,
 ) -> Tensor:
     """The loss of CLIP: image finds text, text finds image, mean of the two cross-entropies.
 
@@ -68,6 +75,11 @@ def clip_loss(
     programs keep the cores busy, larger tiles wait less often. There is no second derivative
     (`create_graph=True` raises an MMCLError); use None for that.
 
+    Several processes. Each gathers all embeddings and passes its own samples as `rows`: then only
+    these look for their partners, among all. `(cross_entropy(logits[rows], diagonal) +
+    cross_entropy(logits.T[rows], diagonal)) / 2` is two matrices of `[b, B]`, or with a
+    `chunk_size` tiles of `[chunk_size, B]`. The mean over the processes is the loss of the batch.
+
     Precision. A float32 inner product near 1 is rounded to about 6e-8, so a logit at scale 1000
     (temperature 1e-3) to about 6e-5. Losses and gradients stay finite there, and carry that
     rounding, a relative error of up to about 1e-4.
@@ -79,17 +91,19 @@ def clip_loss(
             `[]`, through which the gradient flows.
         chunk_size: rows of a tile, at least 1; None holds all `[B, B]` logits.
         groups: int64 `[B]`, any numbers; samples with the same number have identical captions.
+        rows: average over these samples alone, see above; None is all.
 
     Returns:
         The loss in nats, at least 0; log(B) when all similarities are equal.
 
     Raises:
-        ShapeError: shapes, types or devices do not fit, or B < 2.
+        ShapeError: shapes, types or devices do not fit, B < 2, or rows are not in the batch.
         MMCLError: NaN, infinity or zero vectors among the embeddings; logit_scale not in (0, inf);
             chunk_size not a whole number of at least 1.
     """
     check_embeddings(image=image, text=text)
     check_groups(groups, image)
+    start, stop = check_rows(rows, image)
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise MMCLError(
             f"chunk_size must be None or a whole number of at least 1, got {chunk_size!r}."
@@ -97,15 +111,17 @@ def clip_loss(
     with without_autocast(image):
         x, y = at_least_float32(image), at_least_float32(text)
         scale = scalar("logit_scale", logit_scale, x, positive=True)
+        if rows is not None:
+            return _local_clip_loss(x, y, scale, chunk_size or len(x), groups, start, stop)
         if chunk_size is None:
             logits = (scale * x) @ y.T
             positive = logits.diagonal().clone()
             negatives = logits.fill_diagonal_(-torch.inf)
             # With n the log-sum-exp over the negatives and p the positive, a cross-entropy is
             # log(e^p + e^n) - p = -log sigmoid(p - n). One matrix serves rows and columns.
-            rows = F.logsigmoid(positive - negatives.logsumexp(1))
-            columns = F.logsigmoid(positive - negatives.logsumexp(0))
-            loss = -(rows + columns).mean() / 2
+            by_row = F.logsigmoid(positive - negatives.logsumexp(1))
+            by_column = F.logsigmoid(positive - negatives.logsumexp(0))
+            loss = -(by_row + by_column).mean() / 2
         else:
             loss = _TiledCLIP.apply(x, y, scale, chunk_size)
         if groups is not None:
@@ -158,6 +174,48 @@ def siglip_loss(
         else:
             together = groups[:, None] == groups
         return -F.logsigmoid(torch.where(together, logits, -logits)).sum() / len(x)
+
+
+def _local_clip_loss(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    chunk_size: int,
+    groups: Tensor | None,
+    start: int,
+    stop: int,
+) -> Tensor:
+    """CLIP's loss of the anchors `start` to `stop` - 1, from tiles of `[chunk_size, B]`."""
+    total = scale.new_zeros(())
+    for first in range(start, stop, chunk_size):
+        last = min(first + chunk_size, stop)
+        for anchors, others in ((x, y), (y, x)):
+            arguments = (anchors[first:last], others, scale, first)
+            if last - first == stop - start:  # a single tile: hold it
+                margins = _margins(*arguments)
+            else:
+                margins = checkpoint(
+                    _margins, *arguments, use_reentrant=False, preserve_rng_state=False
+                )
+            total = total - F.logsigmoid(margins).sum()
+    if groups is not None:
+        # As in `clip_loss`; over a part of the batch, rows and columns differ.
+        rows = slice(start, stop)
+        image = (x[rows] * (y - _group_means(y, groups))[rows]).sum()
+        text = (y[rows] * (x - _group_means(x, groups))[rows]).sum()
+        total = total + scale * (image + text)
+    return total / (2 * (stop - start))
+
+
+def _margins(anchors: Tensor, others: Tensor, scale: Tensor, first: int) -> Tensor:
+    """The positive logit of each anchor, minus the log-sum-exp over its negatives.
+
+    Anchors `[n, D]`, others `[B, D]`; the positive of anchor i is `others[first + i]`. -> `[n]`.
+    """
+    logits = (scale * anchors) @ others.T
+    positive = logits.diagonal(first).clone()
+    logits.diagonal(first).fill_(-torch.inf)
+    return positive - logits.logsumexp(1)
 
 
 class _TiledCLIP(torch.autograd.Function):

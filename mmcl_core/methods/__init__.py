@@ -1,5 +1,10 @@
 """The methods, one file each, to be read beside its paper."""
 
 from mmcl_core.methods.clip import CLIP
+from mmcl_core.methods.fdt import FDT
+from mmcl_core.methods.fusion import LateFusion
+from mmcl_core.methods.gmc import GMC
+from mmcl_core.methods.mct import MCT
+from mmcl_core.methods.moco import MoCo
 
-__all__ = ["CLIP"]
+__all__ = ["CLIP", "FDT", "GMC", "MCT", "LateFusion", "MoCo"]

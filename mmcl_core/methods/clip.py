@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmcl_core.data.batches import require
 from mmcl_core.data.groups import caption_groups
-from mmcl_core.encoders import ProjectionHead
+from mmcl_core.distributed import gather, own_rows
+from mmcl_core.encoders import ProjectionHead, width_of
 from mmcl_core.errors import MissingModalityError, MMCLError
 from mmcl_core.losses import clip_loss
 
@@ -48,7 +50,7 @@ class CLIP(nn.Module):
             )
         self.encoders = nn.ModuleDict({"image": image_encoder, "caption": caption_encoder})
         self.heads = nn.ModuleDict(
-            {name: ProjectionHead(_width(e), dim) for name, e in self.encoders.items()}
+            {name: ProjectionHead(width_of(e), dim) for name, e in self.encoders.items()}
         )
         # The logarithm is learned, so that steps are relative and the scale stays positive.
         self.log_scale = nn.Parameter(
@@ -63,7 +65,7 @@ class CLIP(nn.Module):
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The symmetric cross-entropy over the batch; samples with the same caption are positives
-        of each other.
+        of each other. With several processes, each asks for its own samples among those of all.
 
         Args:
             batch: `image` float [B, 3, H, W] and `caption` int64 [B, L].
@@ -71,15 +73,15 @@ class CLIP(nn.Module):
         Raises:
             MissingModalityError: one of the two is not there.
         """
-        if absent := [m for m in self.modalities if m not in batch]:
-            raise MissingModalityError(
-                f"CLIP trains on image and caption; {' and '.join(absent)} not in the batch, "
-                f"which holds {sorted(batch)}"
-            )
+        require(batch, "CLIP trains on", *self.modalities)
         image, caption = (self._embed_one(batch, m) for m in self.modalities)
-        groups = caption_groups(batch["caption"])
         total = clip_loss(
-            image, caption, self.logit_scale, chunk_size=self.chunk_size, groups=groups
+            gather(image),
+            gather(caption),
+            self.logit_scale,
+            chunk_size=self.chunk_size,
+            groups=caption_groups(gather(batch["caption"], pad=True)),
+            rows=own_rows(len(image)),
         )
         return {"total": total}
 
@@ -107,10 +109,3 @@ class CLIP(nn.Module):
     def _embed_one(self, batch: dict[str, Tensor], modality: str) -> Tensor:
         pooled = self.encoders[modality](batch[modality]).pooled
         return F.normalize(self.heads[modality](pooled), dim=-1)
-
-
-def _width(encoder: nn.Module) -> int:
-    width = getattr(encoder, "width", None)
-    if not isinstance(width, int):
-        raise MMCLError(f"{type(encoder).__name__} has no `width`, which says how wide `pooled` is")
-    return width

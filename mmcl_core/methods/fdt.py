@@ -1,0 +1,218 @@
+"""FDT: patches and words speak through one dictionary of finite discrete tokens.
+
+Chen et al., "Revisiting Multimodal Representation in Contrastive Learning: From Patch and Token
+Embeddings to Finite Discrete Tokens", CVPR 2023. The loss is CLIP's; what differs is how a sample
+becomes a vector: its tokens are mapped to a mixture of codebook entries (`FDTGrounding`). That
+grounding is used at test time, too.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcl_core.encoders import width_of
+from mmcl_core.errors import MMCLError
+from mmcl_core.grounding import (
+    FDTGrounding,
+    Grounded,
+    Normalizer,
+    Padding,
+    Pooling,
+    Usage,
+    check_temperature,
+    codebook_usage,
+)
+from mmcl_core.methods.clip import CLIP
+
+__all__ = [
+    "FDT",
+    "Cooling",
+    "FDTGrounding",
+    "Grounded",
+    "TokenAttention",
+    "Usage",
+    "codebook_usage",
+]
+
+Batch = dict[str, Tensor]
+
+
+class TokenAttention(NamedTuple):
+    """Which patch, or word, calls which entry of the codebook."""
+
+    scores: Tensor  # [B, N, C], before pooling; larger is nearer
+    weights: Tensor  # [B, C], after it
+    mask: Tensor  # bool [B, N], True = a real token
+
+
+@dataclass(frozen=True)
+class Cooling:
+    """A temperature that falls geometrically from `start` to `end`, and then stays.
+
+    Cold from the beginning, all samples soon share one entry of the codebook, and nothing is
+    learned; warm to the end, the weights are not sparse.
+
+    Args:
+        start: temperature of the first step, above 0.
+        end: temperature after the cooling, above 0.
+        steps: steps of the whole training, at least 1.
+        share: part of them in which it falls, in (0, 1].
+    """
+
+    start: float
+    end: float
+    steps: int
+    share: float = 0.8
+
+    def __post_init__(self) -> None:
+        check_temperature(self.start)
+        check_temperature(self.end)
+        if self.steps < 1 or not 0 < self.share <= 1:
+            raise MMCLError(
+                f"expected steps of at least 1 and a share in (0, 1]; got {self.steps} and "
+                f"{self.share}"
+            )
+
+    def at(self, step: int) -> float:
+        """The temperature of a step, 0 to `steps` (after the last); raises MMCLError outside."""
+        if not 0 <= step <= self.steps:
+            raise MMCLError(
+                f"the temperature schedule has {self.steps} steps, and this is step {step}: make "
+                "it as long as the training (epochs * steps per epoch)"
+            )
+        way = min(step / (self.share * self.steps), 1.0)
+        return self.start * (self.end / self.start) ** way
+
+
+class FDT(CLIP):
+    """CLIP whose pictures and captions are mixtures of one codebook.
+
+    Args:
+        image_encoder: returns `Encoded`; its `tokens` are used. Has a `width`.
+        caption_encoder: the same, for captions.
+        tokens: number C of codebook entries. Published: 16,384.
+        dim: width D of the codebook and of the embeddings. Published: 512.
+        temperature: of the grounding: a number, or a `Cooling`. Published: 1000.
+        normalizer, pooling, padding: see `FDTGrounding`.
+        loss_temperature: of the contrastive loss, at the start.
+        learn_temperature: whether the latter is learned.
+        chunk_size: see `clip_loss`.
+    """
+
+    # Typed here, since a ModuleDict forgets what it holds.
+    heads: Any
+    encoders: Any
+    step: Tensor
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        caption_encoder: nn.Module,
+        *,
+        tokens: int = 512,
+        dim: int = 128,
+        temperature: float | Cooling = 1000.0,
+        normalizer: Normalizer = "sparsemax",
+        pooling: Pooling = "max",
+        padding: Padding = "exclude",
+        loss_temperature: float = 0.07,
+        learn_temperature: bool = True,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            image_encoder,
+            caption_encoder,
+            dim=dim,
+            temperature=loss_temperature,
+            learn_temperature=learn_temperature,
+            chunk_size=chunk_size,
+        )
+        if tokens < 2:
+            raise MMCLError(f"a codebook needs at least 2 entries; got tokens={tokens}")
+        self.cooling = temperature if isinstance(temperature, Cooling) else None
+        start = temperature.start if isinstance(temperature, Cooling) else temperature
+        # A grounding takes the place of CLIP's projection.
+        self.heads = nn.ModuleDict(
+            {
+                name: FDTGrounding(
+                    width_of(encoder), dim, temperature=start, normalizer=normalizer,
+                    pooling=pooling, padding=padding,
+                )
+                for name, encoder in self.encoders.items()
+            }
+        )  # fmt: skip
+        self.codebook = nn.Parameter(torch.randn(tokens, dim))
+        self.register_buffer("step", torch.tensor(0))
+        self._seen: dict[str, Tensor] = {}
+        self._warned = False
+
+    @property
+    def temperature(self) -> float:
+        """Of the grounding, now."""
+        return self.cooling.at(int(self.step)) if self.cooling else self.heads["image"].temperature
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """CLIP's loss of the grounded features; and what to watch, without a gradient.
+
+        `active_image` and `active_caption` are the mean numbers of codebook entries with a weight,
+        `temperature` is that of the grounding.
+
+        Args:
+            batch: `image` float [B, 3, H, W] and `caption` int64 [B, L].
+
+        Raises:
+            MissingModalityError: one of the two is not there.
+            MMCLError: the temperature schedule is past its end.
+        """
+        if self.training and self.cooling and int(self.step) == self.cooling.steps:
+            self.cooling.at(self.cooling.steps + 1)  # raises
+        parts = super().loss(batch)
+        active = {
+            f"active_{name}": (weights > 0).sum(1).float().mean()
+            for name, weights in self._seen.items()
+        }
+        return {**parts, **active, "temperature": parts["total"].new_tensor(self.temperature)}
+
+    def after_step(self) -> None:
+        """Keeps the logit scale at or below 100, cools, and warns once if all samples are one."""
+        super().after_step()
+        self.step += 1
+        for name, weights in self._seen.items():
+            usage = codebook_usage(weights)
+            if usage.perplexity < 2 and len(weights) > 2 and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"FDT: the {name}s of a whole batch share {usage.used} of the "
+                    f"{len(self.codebook)} tokens (perplexity {usage.perplexity:.2f}), so nothing "
+                    f"tells them apart. At temperature {self.temperature:g} the codebook has "
+                    "collapsed: begin warmer and cool down (see Cooling)",
+                    stacklevel=2,
+                )
+        self._seen = {}
+
+    def ground(self, batch: Batch, modality: str) -> Grounded:
+        """The mixture of one modality of a batch: feature [B, D] and weights [B, C]."""
+        head, encoded = self.heads[modality], self.encoders[modality](batch[modality])
+        head.temperature = self.temperature
+        return head(encoded.tokens, self.codebook, encoded.mask)
+
+    def token_attention(self, batch: Batch) -> dict[str, TokenAttention]:
+        """For each modality at hand, which patch or word calls which codebook entry."""
+        found = {}
+        for name in (m for m in self.modalities if m in batch):
+            head, encoded = self.heads[name], self.encoders[name](batch[name])
+            head.temperature = self.temperature
+            weights = head(encoded.tokens, self.codebook, encoded.mask).weights
+            scores = head.scores(encoded.tokens, self.codebook)
+            found[name] = TokenAttention(scores, weights, encoded.mask)
+        return found
+
+    def _embed_one(self, batch: Batch, modality: str) -> Tensor:
+        feature, weights = self.ground(batch, modality)
+        if self.training:
+            self._seen[modality] = weights.detach()
+        return F.normalize(feature, dim=-1)

@@ -1,0 +1,246 @@
+"""MCT: learn within each modality and between them, at once.
+
+Yuan et al., "Multimodal Contrastive Training for Visual Representation Learning", CVPR 2021,
+pp. 6995-7004.
+
+The authors' code was never published. From their abstract and patent we know the five terms (image
+self-supervised, image tag-supervised, caption self-supervised, image to caption, caption to image),
+a momentum encoder for each modality, MoCo-v2 as the base, and independent MLP heads. The rest of
+this file is a **reconstruction**: the exact form of the tag term and of the terms between the
+modalities, which view is compared with which, the weights, and all numbers.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcl_core.data.batches import require
+from mmcl_core.data.groups import caption_codes
+from mmcl_core.encoders import ProjectionHead, width_of
+from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
+from mmcl_core.losses import queue_hinge, queue_info_nce
+from mmcl_core.methods.moco import KeyQueue, MomentumCopy
+
+Batch = dict[str, Tensor]
+
+TERMS = ("image", "tags", "caption", "image_to_caption", "caption_to_image")
+
+
+class Tower(nn.Module):
+    """An encoder with two heads: one for its own modality, one for the other (the prime below)."""
+
+    def __init__(self, encoder: nn.Module, dim: int, hidden: int | None) -> None:
+        super().__init__()
+        width = width_of(encoder)
+        self.encoder = encoder
+        self.intra = ProjectionHead(width, dim, hidden=hidden or width)
+        self.inter = ProjectionHead(width, dim, hidden=hidden or width)
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.encoder(values).pooled
+        return F.normalize(self.intra(pooled), dim=-1), F.normalize(self.inter(pooled), dim=-1)
+
+
+class MCT(nn.Module):
+    """Five contrastive terms over four queues.
+
+    With q a query, k a key of the momentum encoder, Q the queue of earlier keys, and nce(q, k, Q)
+    the loss of MoCo (`queue_info_nce`):
+
+    - `image`: nce(q_i, k_i, Q_i), `caption`: nce(q_c, k_c, Q_c), with the intra-modal heads;
+    - `tags`: as `image`, but every key of Q_i that shares at least `min_shared_tags` tags with the
+      sample is a positive, too (`queue_positives`); the tags move in lock-step with the keys;
+    - `image_to_caption`: nce(q'_i, k'_c, Q'_c), `caption_to_image`: nce(q'_c, k'_i, Q'_i), with the
+      inter-modal heads.
+
+    Keys whose caption is word for word that of the sample are positives as well, not negatives (as
+    in `CLIP`). The queries see `image` and `caption`, the keys `image_view` and `caption_view`.
+
+    Args:
+        image_encoder: returns `Encoded` for pictures; has a `width`.
+        caption_encoder: returns `Encoded` for captions; has a `width`.
+        tags: number of tags T; 0 switches the term off.
+        weights: name of a term to its weight, at least 0; 0 is off. Terms not named have 1.
+        dim: width D of all four spaces.
+        hidden: width of the hidden layer of the heads; None is the encoder's width.
+        queue: length K of each queue, a multiple of the batch.
+        momentum: of both key encoders.
+        temperature: T > 0 of the terms within a modality; 0.2 as in MoCo-v2.
+        inter_temperature: T > 0 of the terms between them; 0.07 is where CLIP starts.
+        min_shared_tags: from how many common tags on a key is a positive.
+        inter: "info_nce", or "hinge" for a ranking loss between the modalities.
+        margin: of the hinge.
+    """
+
+    modalities = ("image", "caption")
+    # By modality, and by queue; typed here, since a ModuleDict forgets what it holds.
+    query: Any
+    key: Any
+    queues: Any
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        caption_encoder: nn.Module,
+        *,
+        tags: int = 0,
+        weights: Mapping[str, float] | None = None,
+        dim: int = 128,
+        hidden: int | None = None,
+        queue: int = 1024,
+        momentum: float = 0.99,
+        temperature: float = 0.2,
+        inter_temperature: float = 0.07,
+        min_shared_tags: int = 2,
+        inter: Literal["info_nce", "hinge"] = "info_nce",
+        margin: float = 0.2,
+    ) -> None:
+        super().__init__()
+        if inter not in ("info_nce", "hinge"):
+            raise MMCLError(f"inter must be 'info_nce' or 'hinge'; got {inter!r}")
+        if min_shared_tags < 1:
+            raise MMCLError(f"min_shared_tags must be at least 1; got {min_shared_tags}")
+        self.weights = _checked(weights or {}, tags)
+        self.temperature, self.inter_temperature = temperature, inter_temperature
+        self.min_shared_tags, self.inter, self.margin = min_shared_tags, inter, margin
+        encoders = {"image": image_encoder, "caption": caption_encoder}
+        self.query = nn.ModuleDict({m: Tower(e, dim, hidden) for m, e in encoders.items()})
+        self.key = nn.ModuleDict({m: MomentumCopy(self.query[m], momentum) for m in encoders})
+        # Labels: multi-hot tags, and elsewhere the code of a caption.
+        self.queues = nn.ModuleDict({"image": KeyQueue(queue, dim, labels=tags)})
+        for name in ("caption", "inter_image", "inter_caption"):
+            self.queues[name] = KeyQueue(queue, dim, labels=1, dtype=torch.int64)
+        # Keys and labels of the last loss, by queue; they join it after the step.
+        self._new: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        """The trained encoders, by modality."""
+        return {m: self.query[m].encoder for m in self.modalities}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Each term that is on, under its name, and their weighted sum, "total".
+
+        Args:
+            batch: `image`, `image_view`, `caption`, `caption_view`, and `tags` multi-hot [B, T] if
+                that term is on.
+
+        Raises:
+            MissingModalityError: one of them is not there.
+            ShapeError: the length of the queues is no multiple of the batch, or tags of another
+                width than the queue's.
+        """
+        on = [term for term in TERMS if self.weights[term]]
+        names = ["image", "image_view", "caption", "caption_view"]
+        require(batch, "MCT trains on", *names, *(["tags"] if "tags" in on else []))
+        tags = batch["tags"] if "tags" in on else None
+        self.queues["image"].check(len(batch["image"]), tags)
+
+        new = self._keys(batch, "image_view", "caption_view")
+        q_image, to_caption = self.query["image"](batch["image"])
+        q_caption, to_image = self.query["caption"](batch["caption"])
+
+        def within(queries: Tensor, name: str, also: Tensor | None = None) -> Tensor:
+            queue, (keys, _) = self.queues[name].keys, new[name]
+            return queue_info_nce(queries, keys, queue, self.temperature, queue_positives=also)
+
+        def between(queries: Tensor, name: str) -> Tensor:
+            queue, (keys, _), also = self.queues[name].keys, new[name], same_text(name)
+            if self.inter == "hinge":
+                return queue_hinge(queries, keys, queue, self.margin, queue_positives=also)
+            temperature = self.inter_temperature
+            return queue_info_nce(queries, keys, queue, temperature, queue_positives=also)
+
+        def same_text(name: str) -> Tensor:
+            return new[name][1] == self.queues[name].labels.T
+
+        def shared_tags() -> Tensor:
+            labels = self.queues["image"].labels
+            return batch["tags"].to(labels) @ labels.T >= self.min_shared_tags
+
+        formulas: dict[str, Callable[[], Tensor]] = {
+            "image": lambda: within(q_image, "image"),
+            "tags": lambda: within(q_image, "image", shared_tags()),
+            "caption": lambda: within(q_caption, "caption", same_text("caption")),
+            "image_to_caption": lambda: between(to_caption, "inter_caption"),
+            "caption_to_image": lambda: between(to_image, "inter_image"),
+        }
+        terms = {term: formulas[term]() for term in on}
+        self._new = new if self.training else {}
+        total = torch.stack([self.weights[term] * value for term, value in terms.items()]).sum()
+        return {"total": total, **terms}
+
+    def embed(self, batch: Batch) -> Tensor:
+        """One unit vector for each sample, [B, D], in the space between the modalities.
+
+        With both, the normalised mean of their two vectors.
+
+        Raises:
+            MissingModalityError: neither picture nor caption is there.
+        """
+        present = [m for m in self.modalities if m in batch]
+        if not present:
+            raise MissingModalityError(
+                f"MCT embeds image, caption, or both; the batch holds {sorted(batch)}"
+            )
+        return F.normalize(sum(self.query[m](batch[m])[1] for m in present), dim=-1)
+
+    def after_step(self) -> None:
+        """Puts the keys of the last loss into the queues, then moves the momentum encoders."""
+        for name, (keys, labels) in self._new.items():
+            self.queues[name].enqueue(keys, labels)
+        self._new = {}
+        for m in self.modalities:
+            self.key[m].follow(self.query[m])
+
+    def warm_start(self, batches: Iterable[Batch]) -> None:
+        """Fills the queues with keys of real samples, instead of the random ones.
+
+        Args:
+            batches: with `image`, `caption`, and `tags` if that term is on; at least K samples
+                together. No more of them are used.
+
+        Raises:
+            ShapeError: fewer samples than that; the queues are then as before.
+        """
+        length = len(self.queues["image"].keys)
+        names = [*self.modalities, *(["tags"] if self.weights["tags"] else [])]
+        found: list[dict[str, tuple[Tensor, Tensor]]] = []
+        for batch in batches:
+            require(batch, "MCT starts from", *names)
+            found.append(self._keys(batch, *self.modalities))
+            if sum(len(new["image"][0]) for new in found) >= length:
+                break
+        else:
+            raise ShapeError(f"expected batches with at least {length} samples to fill the queues")
+        for name, queue in self.queues.items():
+            keys, labels = zip(*(new[name] for new in found), strict=True)
+            queue.fill(torch.cat(keys), torch.cat(labels))
+
+    def _keys(self, batch: Batch, image: str, caption: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each queue, the keys of a batch and their labels."""
+        k_image, k_image_inter = self.key["image"](batch[image])
+        k_caption, k_caption_inter = self.key["caption"](batch[caption])
+        text, read = (caption_codes(batch[name])[:, None] for name in ("caption", caption))
+        return {
+            "image": (k_image, batch["tags"] if self.weights["tags"] else text[:, :0]),
+            "caption": (k_caption, read),
+            "inter_image": (k_image_inter, text),
+            "inter_caption": (k_caption_inter, read),
+        }
+
+
+def _checked(weights: Mapping[str, float], tags: int) -> dict[str, float]:
+    if unknown := set(weights) - set(TERMS):
+        raise MMCLError(f"the terms are {', '.join(TERMS)}; got weights for {sorted(unknown)}")
+    full = {term: float(weights.get(term, 1.0)) for term in TERMS}
+    if not tags:
+        if weights.get("tags"):
+            raise MMCLError("the term of the tags needs their number: pass tags=T")
+        full["tags"] = 0.0
+    if not all(0 <= w < float("inf") for w in full.values()) or not any(full.values()):
+        raise MMCLError(f"weights must be finite, at least 0, and not all 0; got {full}")
+    return full

@@ -1,0 +1,684 @@
+"""Late fusion and Gradient-Blending: against naive loops, and what each must leave alone."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcl_core.data import ShapesCaptions
+from mmcl_core.data.augment import with_labels
+from mmcl_core.encoders import CaptionEncoder, Encoded, ImageEncoder, TagEncoder
+from mmcl_core.errors import DataError, MissingModalityError, MMCLError, ShapeError
+from mmcl_core.evaluation import missing_modality
+from mmcl_core.methods import LateFusion
+from mmcl_core.methods.blending import (
+    FLOOR,
+    GradientBlending,
+    blending_weights,
+    head_losses,
+    overfitting_to_generalisation,
+)
+from mmcl_core.training import fit
+
+CLASSES = 3
+WIDTHS = {"image": 4, "caption": 5, "tags": 2}
+HEADS = [*WIDTHS, "fusion"]
+
+
+class Map(nn.Module):
+    """An encoder as small as can be: one linear map of 6 numbers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.map = width, nn.Linear(6, width)
+
+    def forward(self, x: Tensor) -> Encoded:
+        pooled = self.map(x).tanh() + 0.3
+        return Encoded(pooled, pooled[:, None], torch.ones(len(x), 1, dtype=torch.bool))
+
+
+def small(seed: int = 0, **kwargs) -> LateFusion:
+    torch.manual_seed(seed)
+    return LateFusion({m: Map(w) for m, w in WIDTHS.items()}, CLASSES, hidden=7, **kwargs)
+
+
+def samples(n: int = 12, seed: int = 0) -> dict[str, Tensor]:
+    """The class is in the image and, less surely, in the caption; the tags are noise."""
+    g = torch.Generator().manual_seed(seed)
+    label = torch.arange(n) % CLASSES
+    return {
+        "image": torch.randn(n, 6, generator=g) + 2.0 * F.one_hot(label, 6),
+        "caption": torch.randn(n, 6, generator=g) + 1.0 * F.one_hot(label, 6),
+        "tags": torch.randn(n, 6, generator=g),
+        "label": label,
+        "index": torch.arange(n),
+    }
+
+
+class Rows:
+    def __init__(self, **tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors["label"])
+
+    def __getitems__(self, indices) -> dict[str, Tensor]:
+        return {name: x[indices] for name, x in self.tensors.items()}
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name].nan_to_num(-1), b[name].nan_to_num(-1)), name
+
+
+def equal(model: LateFusion) -> LateFusion:
+    model.set_weights(dict.fromkeys(model.heads, 1.0))
+    return model
+
+
+def feature(model: LateFusion, m: str, row: Tensor) -> list[float]:
+    return model.encoders[m](row[None]).pooled[0].tolist()
+
+
+def linear(layer: nn.Linear, x: list[float]) -> list[float]:
+    return [
+        sum(w * v for w, v in zip(row, x, strict=True)) + b
+        for row, b in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+    ]
+
+
+def gelu(x: float) -> float:
+    return x * (1 + math.erf(x / math.sqrt(2))) / 2
+
+
+def naive_hidden(model: LateFusion, batch: dict[str, Tensor], i: int) -> list[float]:
+    """The hidden layer of the fusion head for one sample, in plain Python."""
+    joined, start = [], 0
+    for m, width in WIDTHS.items():
+        fill = model.fill.tolist()[start : start + width]
+        joined += feature(model, m, batch[m][i]) if m in batch else fill
+        start += width
+    return [gelu(v) for v in linear(model.fused[0], joined)]
+
+
+def naive_loss(logits: list[float], label: int) -> float:
+    return math.log(sum(math.exp(v) for v in logits)) - logits[label]
+
+
+def subsets() -> list[tuple[str, ...]]:
+    names = list(WIDTHS)
+    return [
+        tuple(m for b, m in enumerate(names) if bits >> b & 1) for bits in range(1, 2 ** len(names))
+    ]
+
+
+# --- the losses -----------------------------------------------------------------------------------
+
+
+def test_losses_are_the_naive_cross_entropies():
+    model, batch = small().double(), samples()
+    batch |= {m: batch[m].double() for m in WIDTHS}
+    weights = {"image": 0.5, "caption": 0.0, "tags": 2.0, "fusion": 1.25}
+    model.set_weights(weights)
+    expected = dict.fromkeys(HEADS, 0.0)
+    for i, label in enumerate(batch["label"].tolist()):
+        for m in WIDTHS:
+            own = linear(model.heads[m], feature(model, m, batch[m][i]))
+            expected[m] += naive_loss(own, label) / len(batch["label"])
+        fusion = linear(model.heads["fusion"], naive_hidden(model, batch, i))
+        expected["fusion"] += naive_loss(fusion, label) / len(batch["label"])
+    parts = model.loss(batch)
+    assert list(parts) == ["total", *HEADS]
+    for name in HEADS:
+        assert float(parts[name].detach()) == pytest.approx(expected[name], rel=1e-9)
+    total = sum(weights[name] * expected[name] for name in HEADS)
+    assert float(parts["total"].detach()) == pytest.approx(total, rel=1e-9)
+
+
+def test_without_weights_it_is_plain_late_fusion():
+    model = small()
+    assert dict(zip(model.heads, model.weights.tolist(), strict=True)) == {
+        "image": 0, "caption": 0, "tags": 0, "fusion": 1,
+    }  # fmt: skip
+    parts = model.loss(samples())
+    assert torch.equal(parts["total"], parts["fusion"])
+
+
+@pytest.mark.parametrize("only", HEADS)
+def test_a_weight_of_zero_leaves_the_others_a_gradient_and_this_head_none(only):
+    model, batch = small(), samples()
+    model.set_weights({name: float(name == only) for name in HEADS})
+    model.loss(batch)["total"].backward()
+    with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
+    expected = {f"heads.{only}.weight", f"heads.{only}.bias"}
+    for m in WIDTHS if only == "fusion" else [only]:
+        expected |= {f"encoders.{m}.map.weight", f"encoders.{m}.map.bias"}
+    if only == "fusion":
+        expected |= {"fused.0.weight", "fused.0.bias"}
+    assert with_gradient == expected
+    # And the heads that had none learn as soon as they are weighed.
+    model.zero_grad()
+    equal(model).loss(batch)["total"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_a_part_of_weight_zero_cannot_spoil_the_total():
+    model = small()
+    with torch.no_grad():
+        model.heads["tags"].weight.fill_(math.inf)
+    parts = model.loss(samples())
+    assert not parts["tags"].isfinite()
+    assert parts["total"].isfinite()
+
+
+def test_the_gradient_is_that_of_the_weighted_sum():
+    weights = {"image": 0.5, "caption": 0.0, "tags": 2.0, "fusion": 1.25}
+    model, batch = small(), samples()
+    model.set_weights(weights)
+    model.loss(batch)["total"].backward()
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    expected: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        model.zero_grad()
+        model.loss(batch)[name].backward()
+        for n, p in model.named_parameters():
+            if weight and p.grad is not None:
+                expected[n] = expected.get(n, torch.zeros(())) + weight * p.grad
+    assert found.keys() == expected.keys()
+    for n in found:
+        torch.testing.assert_close(found[n], expected[n])
+
+
+# --- any subset -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("present", subsets(), ids="+".join)
+@pytest.mark.parametrize("impute", ["zero", "mean"])
+def test_any_subset_is_the_manual_computation(present, impute):
+    model, batch = small(impute=impute), samples(6)
+    model.loss(samples(30, seed=5))
+    model.after_step()
+    assert model.fill.any() == (impute == "mean")
+    part = {m: batch[m] for m in present}
+    logits, vectors = model.logits(part), model.embed({**part, "index": batch["index"]})
+    heads = model.branch_logits(part)
+    assert list(heads) == [*(m for m in WIDTHS if m in present), "fusion"]
+    assert torch.equal(heads["fusion"], logits)
+    assert logits.shape == (6, CLASSES)
+    assert vectors.shape == (6, 7)
+    for i in range(6):
+        hidden = naive_hidden(model, part, i)
+        length = math.sqrt(sum(v * v for v in hidden))
+        torch.testing.assert_close(vectors[i].tolist(), [v / length for v in hidden])
+        torch.testing.assert_close(logits[i].tolist(), linear(model.heads["fusion"], hidden))
+        for m in present:
+            own = linear(model.heads[m], feature(model, m, batch[m][i]))
+            torch.testing.assert_close(heads[m][i].tolist(), own)
+
+
+def test_one_modality_is_enough_for_a_model():
+    torch.manual_seed(0)
+    model = LateFusion({"image": Map(4)}, CLASSES, dropout=1.0)
+    parts = model.loss(samples())
+    assert list(parts) == ["total", "image", "fusion"]
+    torch.testing.assert_close(parts["fusion"], model.eval().loss(samples())["fusion"])
+
+
+# --- imputation -----------------------------------------------------------------------------------
+
+
+def test_the_mean_is_that_of_the_first_ten_batches_then_it_forgets():
+    model = small(impute="mean", dropout=0.5)
+    expected = [0.0] * sum(WIDTHS.values())
+    for step in range(14):
+        batch = samples(9, seed=step)
+        features = [[v for m in WIDTHS for v in feature(model, m, batch[m][i])] for i in range(9)]
+        mean = [sum(column) / 9 for column in zip(*features, strict=True)]
+        rate = max(0.1, 1 / (step + 1))
+        expected = [e + rate * (v - e) for e, v in zip(expected, mean, strict=True)]
+        before = model.fill.clone()
+        model.loss(batch)
+        assert torch.equal(model.fill, before)  # not before the step is done
+        model.after_step()
+        torch.testing.assert_close(model.fill, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_zeros_stay_zero_and_a_second_after_step_moves_nothing():
+    for impute in ("zero", "mean"):
+        model = small(impute=impute)
+        model.loss(samples())
+        model.after_step()
+        once = state(model)
+        model.after_step()
+        assert_same(state(model), once)
+        assert bool(model.fill.any()) == (impute == "mean")
+
+
+def test_in_eval_mode_nothing_is_remembered_and_nothing_dropped():
+    model, batch = small(impute="mean", dropout=0.9).eval(), samples()
+    rng = torch.get_rng_state()
+    assert torch.equal(model.loss(batch)["total"], model.loss(batch)["total"])
+    model.after_step()
+    assert not model.fill.any()
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_a_failed_step_of_fit_leaves_the_mean_as_it_was():
+    model, fills = small(impute="mean"), []
+
+    def spoil(batch):
+        fills.append(model.fill.clone())
+        return batch if len(fills) < 4 else {**batch, "image": batch["image"] * math.nan}
+
+    with pytest.raises(MMCLError, match="expected a finite loss"):
+        fit(model, Rows(**samples(40)), epochs=1, batch_size=4, progress=False, augment=spoil)
+    assert model.batches == 3
+    assert fills[1].any()
+    assert torch.equal(model.fill, fills[-1])
+    fit(model, Rows(**samples(40)), epochs=1, batch_size=4, progress=False)
+    assert model.fill.isfinite().all()
+
+
+def test_autocast_trains_with_dropout_and_the_mean():
+    model = equal(small(impute="mean", dropout=0.5))
+    fit(model, Rows(**samples(40)), epochs=1, batch_size=4, progress=False, autocast=True)
+    assert model.fill.dtype == torch.float32
+    assert model.fill.any()
+
+
+# --- modality dropout -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.6, 1.0])
+def test_each_modality_goes_at_its_rate_and_one_stays(p):
+    """All three would go with p^3; then a random one of them stays."""
+    torch.manual_seed(0)
+    n = 20_000
+    keep = small(dropout=p)._kept(n)
+    assert keep.any(dim=1).all()
+    rate = p - p**3 / 3
+    bound = 5 * math.sqrt(max(rate * (1 - rate), 1e-12) / n)
+    for m in range(3):
+        assert abs(float((~keep[:, m]).double().mean()) - rate) <= bound
+    # By itself: two of three go together as often as independence and the rule say.
+    both = float((~keep[:, 0] & ~keep[:, 1]).double().mean())
+    expected = p**2 - 2 * p**3 / 3
+    assert abs(both - expected) <= 5 * math.sqrt(max(expected * (1 - expected), 1e-12) / n)
+    alone = p**3 + 3 * p**2 * (1 - p)
+    spread = 5 * math.sqrt(max(alone * (1 - alone), 1e-12) / n)
+    assert abs(float((keep.sum(1) == 1).double().mean()) - alone) <= spread
+
+
+@pytest.mark.parametrize("impute", ["zero", "mean"])
+def test_what_is_dropped_is_imputed_for_the_fusion_head_only(impute, monkeypatch):
+    model, batch = small(impute=impute, dropout=0.5), samples(3)
+    model.loss(samples(30, seed=5))
+    model.after_step()
+    keep = torch.tensor([[True, False, True], [False, False, True], [True, True, True]])
+    monkeypatch.setattr(model, "_kept", lambda size: keep)
+    parts = model.loss(batch)
+    expected = 0.0
+    for i, label in enumerate(batch["label"].tolist()):
+        part = {m: batch[m] for m, stays in zip(WIDTHS, keep[i].tolist(), strict=True) if stays}
+        hidden = naive_hidden(model, part, i)
+        expected += naive_loss(linear(model.heads["fusion"], hidden), label) / 3
+    assert float(parts["fusion"].detach()) == pytest.approx(expected, rel=1e-5)
+    whole = model.eval().loss(batch)
+    for m in WIDTHS:
+        assert torch.equal(parts[m], whole[m])
+    # A modality that no sample keeps gets no gradient from the fusion.
+    model.train()
+    keep[:] = torch.tensor([True, False, True])
+    model.loss(batch)["fusion"].backward()
+    assert not model.encoders["caption"].map.weight.grad.any()
+    assert model.encoders["image"].map.weight.grad.any()
+
+
+def test_dropout_is_drawn_from_the_global_generator():
+    model, batch = small(dropout=0.5), samples(50)
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(model.loss(batch)["total"])
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def test_missing_modalities_are_named():
+    model, batch = small(), samples()
+    with pytest.raises(MissingModalityError, match=r"tags not in the batch.*\['caption', 'image'"):
+        model.loss({m: batch[m] for m in ("image", "caption", "label")})
+    with pytest.raises(MissingModalityError, match=r"label not in .*with_labels\(labels\)"):
+        model.loss({m: batch[m] for m in WIDTHS})
+    for verb in (model.embed, model.logits, model.branch_logits):
+        with pytest.raises(MissingModalityError, match=r"image, caption, tags.*\['sound'\]"):
+            verb({"sound": batch["image"]})
+    with pytest.raises(ShapeError, match=r"'image': 12, 'tags': 5"):
+        model.embed({"image": batch["image"], "tags": batch["tags"][:5]})
+
+
+@pytest.mark.parametrize(
+    ("label", "error", "message"),
+    [
+        (torch.arange(12), DataError, "from 0 to 2, got 0 to 11"),
+        (torch.arange(12) % 3 - 1, DataError, "got -1 to 1"),
+        (torch.zeros(12), ShapeError, r"int64 \[12\].*float32 \[12\]"),
+        (torch.zeros(11, dtype=torch.int64), ShapeError, r"got int64 \[11\]"),
+        (torch.zeros(12, 1, dtype=torch.int64), ShapeError, r"got int64 \[12, 1\]"),
+    ],
+)
+def test_labels_are_checked(label, error, message):
+    with pytest.raises(error, match=message):
+        small().loss({**samples(), "label": label})
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ShapeError, match="at least one"):
+        small().loss({name: x[:0] for name, x in samples().items()})
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"fusion": 1.0}, r"\['image', 'caption', 'tags', 'fusion'\]; got \['fusion'\]"),
+        (dict.fromkeys([*HEADS, "sound"], 1.0), "sound"),
+        (dict.fromkeys(HEADS, 0.0), "not all 0"),
+        (dict.fromkeys(HEADS, 1.0) | {"tags": -0.1}, r"-0\.1"),
+        (dict.fromkeys(HEADS, 1.0) | {"tags": math.nan}, "nan"),
+        (dict.fromkeys(HEADS, 1.0) | {"tags": math.inf}, "inf"),
+    ],
+)
+def test_weights_are_checked(weights, message):
+    model = small()
+    with pytest.raises(MMCLError, match=message):
+        model.set_weights(weights)
+    assert model.weights.tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: LateFusion({}, 3), r"for each modality.*got \[\]"),
+        (lambda: LateFusion({"fusion": Map(2)}, 3), r"none named .*got \['fusion'\]"),
+        (lambda: LateFusion({"image": nn.Linear(2, 2)}, 3), "Linear has no `width`"),
+        (lambda: LateFusion({"image": Map(2)}, 1), "at least 2 .*got 1"),
+        (lambda: small(dropout=1.5), r"\[0, 1\]; got 1\.5"),
+        (lambda: small(dropout=math.nan), "got nan"),
+        (lambda: small(impute="median"), "'zero' or 'mean'; got 'median'"),
+        (lambda: LateFusion({"image": Map(2)}, 3, hidden=0), "hidden at least 1; got 3 and 0"),
+    ],
+)
+def test_the_constructor_refuses(build, message):
+    with pytest.raises(MMCLError, match=message):
+        build()
+
+
+def test_the_state_dict_holds_all_that_was_learned():
+    model = small(impute="mean")
+    model.loss(samples())
+    model.after_step()
+    model.set_weights(dict(zip(HEADS, (0.1, 0.2, 0.3, 0.4), strict=True)))
+    model.measured.fill_(2.0)
+    other = small(seed=1, impute="mean")
+    other.load_state_dict(model.state_dict())
+    assert_same(state(other), state(model))
+    part = {"caption": samples()["caption"]}
+    assert torch.equal(other.logits(part), model.logits(part))
+    assert torch.equal(other.loss(samples())["total"], model.loss(samples())["total"])
+
+
+# --- Gradient-Blending: the weights ---------------------------------------------------------------
+
+EARLIER = {"image": (2.0, 2.0), "caption": (2.0, 2.0), "fusion": (2.0, 2.0)}
+LATER = {"image": (1.0, 1.5), "caption": (0.5, 1.0), "fusion": (0.0, 1.0)}
+
+
+def test_blending_by_hand():
+    """
+    head     dG = drop of L_val   dO = change of L_val - L_train   dG / dO^2
+    image    2.0 - 1.5 = 0.5      (1.5 - 1.0) - 0 = 0.5            2
+    caption  2.0 - 1.0 = 1.0      (1.0 - 0.5) - 0 = 0.5            4
+    fusion   2.0 - 1.0 = 1.0      (1.0 - 0.0) - 0 = 1.0            1
+    """
+    ratios = overfitting_to_generalisation(EARLIER, LATER)
+    assert ratios == pytest.approx({"image": 1.0, "caption": 0.5, "fusion": 1.0})
+    weights = blending_weights(EARLIER, LATER)
+    assert weights == pytest.approx({"image": 2 / 7, "caption": 4 / 7, "fusion": 1 / 7})
+
+
+def test_changes_count_and_not_where_a_head_ended():
+    """A head that overfitted before, and learned the same since, weighs the same."""
+    earlier = EARLIER | {"fusion": (1.0, 4.0)}
+    later = LATER | {"fusion": (-1.0, 3.0)}
+    assert blending_weights(earlier, later) == pytest.approx(blending_weights(EARLIER, LATER))
+    # The same changes over all heads, in another unit: the same blend.
+    double = [{k: (2 * t, 2 * v) for k, (t, v) in each.items()} for each in (EARLIER, LATER)]
+    assert blending_weights(*double) == pytest.approx(blending_weights(EARLIER, LATER))
+
+
+def test_blending_is_the_naive_one_over_random_losses():
+    g = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        rows = torch.rand(2, 4, 2, generator=g, dtype=torch.float64).add(0.5).tolist()
+        before, after = (
+            {name: (row[0], row[1]) for name, row in zip(HEADS, each, strict=True)} for each in rows
+        )
+        raw = []
+        for name in HEADS:
+            (train, val), (train_later, val_later) = before[name], after[name]
+            dg, do = val - val_later, (val_later - train_later) - (val - train)
+            assert overfitting_to_generalisation(before, after)[name] == pytest.approx(abs(do / dg))
+            raw.append(0.0 if dg <= 0 else dg / max(do * do, FLOOR**2))
+        if any(raw):
+            weights = blending_weights(before, after)
+            assert list(weights.values()) == pytest.approx([r / sum(raw) for r in raw])
+            assert sum(weights.values()) == pytest.approx(1)
+
+
+def test_edges_of_blending():
+    # A validation loss that rose, or stayed: 0, and an infinite ratio where it stayed.
+    later = LATER | {"image": (1.0, 2.5), "fusion": (1.0, 2.0)}
+    weights = blending_weights(EARLIER, later)
+    assert weights == {"image": 0.0, "caption": 1.0, "fusion": 0.0}
+    assert overfitting_to_generalisation(EARLIER, later)["fusion"] == math.inf
+    assert overfitting_to_generalisation(EARLIER, later)["image"] == pytest.approx(3.0)
+    # No overfitting at all: finite, by the floor. 0.5 / 0.1^2 = 50 against 4 and 1.
+    later = LATER | {"image": (1.5, 1.5)}
+    assert blending_weights(EARLIER, later, floor=0.1)["image"] == pytest.approx(50 / 55)
+    # Less overfitting than before counts by its size, as the formula has it.
+    assert overfitting_to_generalisation({"a": (1.0, 3.0)}, {"a": (1.0, 2.0)}) == {"a": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: blending_weights(EARLIER, EARLIER), "image 2 to 2.*keep the weights"),
+        (lambda: blending_weights(EARLIER, LATER, floor=0.0), "floor must be above 0"),
+        (lambda: blending_weights(EARLIER, {"image": (1.0, 1.0)}), r"got \['image', 'caption'"),
+        (lambda: blending_weights({}, {}), "same heads"),
+        (
+            lambda: overfitting_to_generalisation(EARLIER, LATER | {"fusion": (math.nan, 1.0)}),
+            r"finite losses of fusion; got \(2\.0, 2\.0\) and \(nan",
+        ),
+        (lambda: GradientBlending({}, {}, every=0), "every must be .* got 0"),
+        (lambda: GradientBlending({}, {}, every=1, floor=-1.0), "above 0 and finite; got -1"),
+    ],
+)
+def test_blending_refuses(call, message):
+    with pytest.raises(MMCLError, match=message):
+        call()
+
+
+# --- Gradient-Blending: in a training -------------------------------------------------------------
+
+
+def test_head_losses_are_those_of_the_whole_batch_and_the_mode_stays():
+    model, train, validation = small(dropout=0.9, impute="mean"), samples(50), samples(23, seed=1)
+    model.encoders["image"].eval()
+    found = head_losses(model, train, validation, batch_size=8)
+    assert model.training
+    assert not model.encoders["image"].training
+    model.eval()
+    for name in HEADS:
+        expected = [float(model.loss(batch)[name].detach()) for batch in (train, validation)]
+        assert found[name] == pytest.approx(expected)
+    assert not any(p.grad is not None for p in model.parameters())
+    with pytest.raises(ShapeError, match="got 0"):
+        head_losses(model, train, {})
+    with pytest.raises(ShapeError, match="0 at once"):
+        head_losses(model, train, validation, batch_size=0)
+    with pytest.raises(MissingModalityError, match="label"):
+        head_losses(model, train, {m: validation[m] for m in WIDTHS})
+    with pytest.raises(ShapeError, match="label"):
+        head_losses(model, train, validation | {"label": validation["label"][:8]}, batch_size=8)
+
+
+TRAIN, VALIDATION = samples(48), samples(60, seed=1)
+SETTINGS = {"epochs": 6, "batch_size": 8, "lr": 2e-2, "progress": False}
+
+
+def blending(every: int = 2) -> GradientBlending:
+    return GradientBlending(TRAIN, VALIDATION, every=every)
+
+
+def test_the_callback_blends_by_the_two_latest_measurements():
+    model, callback = equal(small(dropout=0.3, impute="mean")), blending()
+    seen: list[dict[str, tuple[float, float]]] = []
+
+    def watch(progress):  # before the callback, on the same state
+        if progress.epoch % 2 == 0:
+            seen.append(head_losses(progress.method, TRAIN, VALIDATION))
+
+    fit(model, Rows(**TRAIN), callbacks=[watch, callback], **SETTINGS)
+    history = callback.history
+    assert [m.epoch for m in history] == [0, 2, 4, 6]
+    assert history[0].weights == dict.fromkeys(HEADS, 1.0)
+    assert not history[0].blended
+    for earlier, later, measured in zip(seen[:-1], seen[1:], history[1:], strict=True):
+        for name in HEADS:
+            assert measured.losses[name] == pytest.approx(later[name], rel=1e-6)
+        fell = any(later[name][1] < earlier[name][1] for name in HEADS)
+        assert measured.blended == fell
+        if fell:
+            assert measured.weights == pytest.approx(blending_weights(earlier, later), abs=1e-4)
+    assert history[1].blended
+    assert history[1].weights["image"] > history[1].weights["tags"]
+    assert model.weights.tolist() == pytest.approx(list(history[-1].weights.values()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_no_validation_loss_fell_the_weights_stay(seed):
+    model = equal(small(seed))
+    callback = GradientBlending(TRAIN, VALIDATION, every=1, batch_size=7)
+    for epoch in range(3):
+        callback(SimpleNamespace(method=model, epoch=epoch))  # nothing is learned between
+    assert [m.blended for m in callback.history] == [False] * 3
+    assert callback.history[2].weights == dict.fromkeys(HEADS, 1.0)
+
+
+def test_the_callback_refuses_what_it_cannot_measure():
+    with pytest.raises(MMCLError, match="needs a LateFusion; got Linear"):
+        blending()(SimpleNamespace(method=nn.Linear(2, 2), epoch=0))
+    with pytest.raises(MMCLError, match=r"'image': 0\.0.*dict\.fromkeys"):
+        blending()(SimpleNamespace(method=small(), epoch=0))
+
+
+def test_a_new_training_does_not_blend_by_the_last_one():
+    model = equal(small())
+    model.measured.fill_(9.0)
+    callback = blending()
+    callback(SimpleNamespace(method=model, epoch=0))
+    assert not callback.history[0].blended
+    # Measured for the first time in the middle: nothing to compare with.
+    other = equal(small())
+    callback(SimpleNamespace(method=other, epoch=2))
+    assert not callback.history[1].blended
+    assert other.measured.isfinite().all()
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("stop", "every"), [(7, 3), (14, 5), (25, 6), (31, 4)])
+def test_stop_and_resume_with_blending_is_not_stopping(tmp_path, stop, every):
+    def stopping():
+        calls = 0
+
+        def apply(batch):
+            nonlocal calls
+            calls += 1
+            if calls > stop:
+                raise Stop
+            return batch
+
+        return apply
+
+    def train(seed, callback, **kwargs):
+        model = equal(small(seed, dropout=0.4, impute="mean"))
+        return model, lambda: fit(
+            model, Rows(**TRAIN), callbacks=[callback], **SETTINGS, **kwargs
+        )  # fmt: skip
+
+    whole = blending()
+    plain, run = train(0, whole)
+    run()
+    kwargs = {"checkpoint": tmp_path / "a.pt", "checkpoint_every": every, "resume": True}
+    with pytest.raises(Stop):
+        train(0, blending(), augment=stopping(), **kwargs)[1]()
+    later = blending()
+    resumed, run = train(9, later, **kwargs)
+    run()
+    assert_same(state(resumed), state(plain))
+    done = len(whole.history) - len(later.history)
+    assert done > 0
+    assert later.history == whole.history[done:]
+
+
+# --- that it learns -------------------------------------------------------------------------------
+
+
+def test_it_learns_the_shapes_and_serves_every_subset():
+    train, test = (
+        ShapesCaptions(n, seed=seed, objects=(1, 1), size=24, detail=1)
+        for n, seed in ((256, 0), (300, 1))
+    )
+    y, truth = (data.attributes["shape"][:, 0] for data in (train, test))
+    torch.manual_seed(0)
+    model = LateFusion(
+        {
+            "image": ImageEncoder(size=24, width=32),
+            "caption": CaptionEncoder(len(train.tokenizer), width=32),
+            "tags": TagEncoder(len(train.tag_names), width=32),
+        },
+        6,
+        hidden=32,
+        dropout=0.5,
+        impute="mean",
+    )
+    history = fit(
+        equal(model), train, epochs=20, batch_size=16, lr=3e-3, progress=False,
+        augment=with_labels(y),
+    )  # fmt: skip
+    assert history.epoch_means("fusion")[-1] < 0.2 * history.epoch_means("fusion")[0]
+    for classifier in ("probe", "own"):
+        found = missing_modality(
+            model, train, y, test, truth, ("image", "caption", "tags"), classifier=classifier
+        )
+        assert len(found.accuracy) == 7
+        assert found.chance < 0.25
+        for present, accuracy in found.accuracy.items():
+            # Shapes in pictures take more than 256 of them.
+            assert accuracy > found.chance + (0.05 if present == ("image",) else 0.6), present
