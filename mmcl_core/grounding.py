@@ -74,6 +74,7 @@ class FDTGrounding(nn.Module):
             if value not in known:
                 raise MMCLError(f"{name} must be one of {', '.join(known)}; got {value!r}")
         check_temperature(temperature)
+        self.feature_dim, self.token_dim = feature_dim, token_dim
         self.temperature, self.normalizer = temperature, normalizer
         self.pooling, self.padding = pooling, padding
         self.query = nn.Sequential(
@@ -87,19 +88,15 @@ class FDTGrounding(nn.Module):
     def forward(self, features: Tensor, codebook: Tensor, mask: Tensor | None = None) -> Grounded:
         """Tokens `[B, N, F]`, codebook `[C, D]`, mask bool `[B, N]` (True = real) -> `Grounded`.
 
-        Computed in float32 at least, inside autocast, too.
+        Computed in float32 at least, inside autocast, too; there, all but the query map.
 
         Raises:
             ShapeError: shapes do not fit, or a sample has no real token.
         """
+        self._check(features, codebook)
         if mask is not None:
             _check_mask(mask, features)
         queries = self.query(features)
-        if queries.ndim != 3 or queries.shape[2] != codebook.shape[-1]:
-            raise ShapeError(
-                f"expected queries [B, N, D] and a codebook [C, D]; got {list(queries.shape)} and "
-                f"{list(codebook.shape)}"
-            )
         with torch.autocast(queries.device.type, enabled=False):
             if queries.dtype in (torch.float16, torch.bfloat16):
                 queries = queries.float()
@@ -113,8 +110,19 @@ class FDTGrounding(nn.Module):
 
     def scores(self, features: Tensor, codebook: Tensor) -> Tensor:
         """Of every token with every entry, before pooling: `[B, N, C]`. Takes memory."""
+        self._check(features, codebook)
         queries = self.query(features)
         return queries @ codebook.T / (math.sqrt(codebook.shape[1]) * self.temperature)
+
+    def _check(self, features: Tensor, codebook: Tensor) -> None:
+        shapes = tuple(features.shape), tuple(codebook.shape)
+        match shapes:
+            case (_, tokens, self.feature_dim), (entries, self.token_dim) if tokens and entries:
+                return
+        raise ShapeError(
+            f"expected tokens [B, N, {self.feature_dim}] and a codebook [C, {self.token_dim}], "
+            f"N and C at least 1; got {list(features.shape)} and {list(codebook.shape)}"
+        )
 
     def _without_padding(self, queries: Tensor, mask: Tensor) -> Tensor:
         real = mask[:, :, None]
@@ -123,7 +131,7 @@ class FDTGrounding(nn.Module):
             first = mask.int().argmax(1)[:, None, None].expand(-1, 1, queries.shape[2])
             return torch.where(real, queries, queries.gather(1, first))
         if self.padding == "exclude" and self.pooling == "mean":
-            return queries * real * (mask.shape[1] / mask.sum(1))[:, None, None]
+            return queries * (real / mask.to(queries).mean(1)[:, None, None])
         return queries * real  # a zero query has the score 0
 
     def _weights(self, scores: Tensor) -> Tensor:
@@ -185,25 +193,21 @@ class _GroundByMax(torch.autograd.Function):
             )
         queries, codebook, token = ctx.saved_tensors
         b, n, d = queries.shape
-        grad_weights = grad_weights + grad_mixture @ codebook.T
+        # In place: autocast leaves that alone, where the backward pass runs inside it.
+        grad_weights = grad_weights.clone().addmm_(grad_mixture, codebook.T)
         (grad,) = torch.autograd.grad(ctx.weights, ctx.scores, grad_weights, retain_graph=True)
-        # An entry gives its gradient to the one token that scored highest, and gets from it.
-        sample, entry = grad.nonzero(as_tuple=True)
-        from_token = sample * n + token[sample, entry]
+        # An entry gives its gradient to the one token that scored highest, and gets from it. Entry
+        # by entry, which spares a sort.
+        entry, sample = grad.T.nonzero(as_tuple=True)
         value = grad[sample, entry]
+        from_token = sample * n + token[sample, entry]
+        flat = queries.reshape(b * n, d)
+        grad_codebook = _weighted_sums(flat, from_token, value, entry, len(codebook))
+        # And an entry gets from the mixtures. In place: one gradient of [C, D], not two.
+        grad_codebook.addmm_(ctx.weights.detach().T, grad_mixture)
+        order = from_token.argsort()
+        entry, value, from_token = entry[order], value[order], from_token[order]
         grad_queries = _weighted_sums(codebook, entry, value, from_token, b * n)
-        # It gets from the mixtures, too: one table of both, so that there is one gradient of
-        # [C, D] and not two.
-        weights = ctx.weights.detach()
-        mixture, mixed = weights.nonzero(as_tuple=True)
-        table = torch.cat([queries.view(b * n, d), grad_mixture])
-        grad_codebook = _weighted_sums(
-            table,
-            torch.cat([from_token, b * n + mixture]),
-            torch.cat([value, weights[mixture, mixed]]),
-            torch.cat([entry, mixed]),
-            len(codebook),
-        )
         return grad_queries.view(b, n, d), grad_codebook, None
 
 
@@ -229,11 +233,13 @@ def _max_scores(queries: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _weighted_sums(table: Tensor, row: Tensor, weight: Tensor, bag: Tensor, bags: int) -> Tensor:
-    """`out[bag_k] += weight_k * table[row_k]` for all k, gathering nothing: `[bags, D]`."""
-    order = bag.argsort()
-    ends = bag.bincount(minlength=bags).cumsum(0)
-    starts = ends - ends.diff(prepend=ends.new_zeros(1))
-    return F.embedding_bag(row[order], table, starts, mode="sum", per_sample_weights=weight[order])
+    """`out[bag_k] += weight_k * table[row_k]` for all k, gathering nothing: `[bags, D]`.
+
+    The bags must be in order.
+    """
+    starts = torch.searchsorted(bag, torch.arange(bags, device=bag.device))
+    # Detached, it keeps no notes for a second derivative.
+    return F.embedding_bag(row, table.detach(), starts, mode="sum", per_sample_weights=weight)
 
 
 class Usage(NamedTuple):

@@ -5,6 +5,7 @@ simplex nearest to the scores: `w = max(z - tau, 0)`, with the one threshold tau
 to 1 (their Eq. 2 and 3).
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,14 @@ from torch import Tensor
 
 from mmcl_core.errors import MMCLError, ShapeError
 
-# Columns that one block maximum stands for, and the part of the columns up to which it pays to
-# collect the candidates in a matrix of their own.
+# Columns that one block maximum stands for, and the part of the blocks with a candidate up to which
+# it pays to collect the candidates in a matrix of their own.
 _BLOCK = 32
-_FEW = 1 / 8
+_FEW = 0.9
+
+# The gradient where the other tensor is above 0, and 0 elsewhere: that of relu. On a CPU it takes a
+# tenth of the time of `torch.where`.
+_where_positive = partial(torch.ops.aten.threshold_backward, threshold=0)
 
 
 def sparsemax(scores: Tensor, dim: int = -1) -> Tensor:
@@ -34,7 +39,7 @@ def sparsemax(scores: Tensor, dim: int = -1) -> Tensor:
 
     Args:
         scores: any shape. -inf is allowed and has no weight. float16 and bfloat16 are computed,
-            and returned, in float32 (in bfloat16, 16,384 weights would sum to about 0.9).
+            and returned, in float32 (in bfloat16, 16,384 weights sum to anything from 0.9 to 1.1).
         dim: the axis along which weights sum to 1.
 
     Returns:
@@ -66,9 +71,9 @@ class _Sparsemax(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor) -> Tensor:
         rows, columns = scores.shape
         if rows == 0:
-            ctx.save_for_backward(scores, scores)
-            ctx.dense = True
-            return scores.clone()
+            weights, ctx.dense = scores.clone(), True
+            ctx.save_for_backward(weights)
+            return weights
         whole = columns - columns % _BLOCK
         # Strided blocks, so that the maximum runs over whole lines of memory.
         blocks = scores[:, :whole].view(rows, _BLOCK, whole // _BLOCK)
@@ -76,26 +81,26 @@ class _Sparsemax(torch.autograd.Function):
         top = maxima.amax(1, keepdim=True)
         _check(top)
         tau, _ = _threshold(maxima - top, torch.full_like(top, -1.0))
-        row, column = (scores >= top + tau).nonzero(as_tuple=True)
+        least = top + tau
+        ctx.dense = float((maxima >= least).to(scores).mean(1).max()) > _FEW
+        if ctx.dense:
+            shifted = scores - top
+            tau, rest = _threshold(shifted, tau)
+            weights = shifted.sub_(tau).sub_(rest).clamp_(min=0)
+            ctx.save_for_backward(weights)
+            return weights
+        row, column = (scores >= least).nonzero(as_tuple=True)
         count = row.bincount(minlength=rows)
         most = int(count.max())
-        if most > max(_FEW * columns, 1):
-            shifted = scores - top
-            tau, size = _threshold(shifted, tau)
-            weights = (shifted - tau).clamp_(min=0)
-            ctx.save_for_backward(weights > 0, size)
-            ctx.dense = True
-            return weights
         # The candidates of each row, side by side and filled up with -inf.
         place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
         few = scores.new_full((rows, most), -torch.inf)
         few[row, place] = scores[row, column] - top[row, 0]
-        tau, size = _threshold(few, tau)
-        weight = few[row, place] - tau[row, 0]
+        tau, rest = _threshold(few, tau)
+        weight = few[row, place] - tau[row, 0] - rest[row, 0]
         support = weight > 0
         row, column = row[support], column[support]
-        ctx.save_for_backward(row, column, size[:, 0])
-        ctx.dense = False
+        ctx.save_for_backward(row, column, row.bincount(minlength=rows))
         weights = torch.zeros_like(scores)
         weights[row, column] = weight[support]
         return weights
@@ -103,9 +108,10 @@ class _Sparsemax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         if ctx.dense:
-            support, size = ctx.saved_tensors
-            grad = grad * support
-            return grad - support * (grad.sum(1, keepdim=True) / size)
+            weights = ctx.saved_tensors[0].detach()
+            size = weights.sign().sum(1, keepdim=True)
+            mean = _where_positive(grad, weights).sum(1, keepdim=True) / size
+            return _where_positive(grad - mean, weights)
         row, column, size = ctx.saved_tensors
         value = grad[row, column]
         mean = value.new_zeros(len(size)).index_add(0, row, value) / size
@@ -113,7 +119,7 @@ class _Sparsemax(torch.autograd.Function):
 
 
 def _threshold(scores: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """Newton's method from below: the threshold of each row, and the size of its support.
+    """Newton's method from below: the threshold of each row.
 
     `sum(max(z - tau, 0)) - 1` falls and is convex in tau, so that each step stays below the root
     and the support only shrinks; when it no longer does, tau is exact.
@@ -121,17 +127,21 @@ def _threshold(scores: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         scores: `[R, C]`, the largest of each row 0 or above `tau`.
         tau: `[R, 1]`, not above the threshold.
+
+    Returns:
+        The threshold as a sum of two numbers, `[R, 1]` each. The second is below the last digit of
+        the first, but 16,384 weights of 1e-4 would sum to 1.0005 without it.
     """
     size, excess = None, torch.empty_like(scores)
     while True:
         torch.sub(scores, tau, out=excess).clamp_(min=0)
-        # Never down, whatever the rounding: so that the support can only shrink, and the loop ends.
-        step = (excess.sum(1, keepdim=True) - 1).clamp_(min=0)
+        surplus = excess.sum(1, keepdim=True) - 1
         # As floats, exact up to 2^24: a tenth of the time of counting.
         smaller = excess.sign_().sum(1, keepdim=True)
         if size is not None and torch.equal(smaller, size):
-            return tau, size
-        tau, size = tau + step / smaller, smaller
+            return tau, surplus / size
+        # Never down, whatever the rounding: so that the support can only shrink, and the loop ends.
+        tau, size = tau + surplus.clamp_(min=0) / smaller, smaller
 
 
 def _check(top: Tensor) -> None:

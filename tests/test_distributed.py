@@ -36,9 +36,10 @@ from mmcl_core.distributed import (
     rank,
     world_size,
 )
-from mmcl_core.encoders import CaptionEncoder, ImageEncoder
+from mmcl_core.encoders import CaptionEncoder, ImageEncoder, TagEncoder
 from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
-from mmcl_core.methods import CLIP
+from mmcl_core.methods import CLIP, FDT, GMC, MCT, LateFusion, MoCo
+from mmcl_core.methods.fdt import Cooling
 from mmcl_core.training import Progress, fit, load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -82,16 +83,57 @@ def scenes(size: int = 12, seed: int = 0) -> Batch:
     }
 
 
-def clip(seed: int = 0, kind: type[CLIP] = CLIP, **kwargs: Any) -> CLIP:
+def encoders(seed: int = 0) -> dict[str, nn.Module]:
     torch.manual_seed(seed)
-    encoders = ImageEncoder(size=16, width=32), CaptionEncoder(9, width=32, max_length=8)
-    return kind(*encoders, dim=8, **kwargs)
+    return {
+        "image": ImageEncoder(size=16, width=32),
+        "caption": CaptionEncoder(9, width=32, max_length=8),
+        "tags": TagEncoder(5, width=32),
+    }
+
+
+def clip(seed: int = 0, kind: type[CLIP] = CLIP, **kwargs: Any) -> CLIP:
+    by_name = encoders(seed)
+    return kind(by_name["image"], by_name["caption"], dim=8, **kwargs)
+
+
+def moco(modality: str) -> MoCo:
+    """In the second step, the queue holds the keys of the first, and others."""
+    return MoCo(encoders()[modality], modality=modality, dim=8, queue=24, momentum=0.6)
+
+
+def mct(**kwargs: Any) -> MCT:
+    by_name = encoders()
+    settings = {"dim": 8, "tags": 5, "queue": 24, "momentum": 0.6, "min_shared_tags": 1}
+    return MCT(by_name["image"], by_name["caption"], **settings | kwargs)
+
+
+def late_fusion(**kwargs: Any) -> LateFusion:
+    by_name = encoders()
+    method = LateFusion({m: by_name[m] for m in ("image", "caption")}, 3, hidden=8, **kwargs)
+    method.set_weights(dict.fromkeys(method.heads, 1.0))
+    return method
+
+
+def labelled() -> Batch:
+    return scenes() | {"label": torch.arange(12) % 3}
 
 
 CASES: dict[str, Case] = {
     "clip": Case(clip, scenes),
     "clip in tiles": Case(lambda: clip(chunk_size=4), scenes),
     "clip at a fixed temperature": Case(lambda: clip(learn_temperature=False), scenes),
+    "moco of images": Case(lambda: moco("image"), scenes),
+    "moco of captions": Case(lambda: moco("caption"), scenes),
+    "mct": Case(mct, scenes),
+    "mct with a hinge": Case(lambda: mct(inter="hinge", margin=0.6), scenes),
+    # Halves of 8, for whose means float32 is exact: those of the numbers of active tokens.
+    "fdt": Case(
+        lambda: clip(kind=FDT, tokens=32, temperature=Cooling(30, 3, steps=2)), lambda: scenes(16)
+    ),
+    "gmc": Case(lambda: GMC(encoders(), common=16, dim=8, hidden=16), scenes),
+    "late fusion": Case(late_fusion, labelled),
+    "late fusion with means": Case(lambda: late_fusion(impute="mean"), labelled),
 }
 
 
@@ -131,11 +173,26 @@ def assert_equal_results(found: Batch, expected: Batch, tolerance: float = TOLER
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(
-            found[name], value, rtol=0, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+            found[name],
+            value,
+            rtol=0,
+            atol=tolerance,
+            equal_nan=name.endswith("measured"),  # NaN until it is
+            msg=lambda m, name=name: f"{name}: {m}",
         )
 
 
-@pytest.mark.parametrize("name", CASES)
+# What is not yet as it should be; when it is, the test says so.
+LATER = {"late fusion with means": "LateFusion.fill is the mean of a process's own samples"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=LATER[n]) if n in LATER else [])
+        for n in CASES
+    ],
+)
 def test_two_processes_are_one(results, name: str) -> None:
     expected = two_steps(CASES[name])
     for found in results(name):

@@ -51,5 +51,5 @@ def caption_codes(captions: Tensor) -> Tensor:
             f"expected captions as integers [N, L], got {captions.dtype} {list(captions.shape)}"
         )
     # Any odd number with many bits; int64 wraps around, which is the modulus.
-    base = captions.new_full((captions.shape[1],), 6364136223846793005)
+    base = torch.full((captions.shape[1],), 6364136223846793005, device=captions.device)
     return (captions * base.cumprod(0)).sum(1)

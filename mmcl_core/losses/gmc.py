@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl_core.errors import MMCLError, ShapeError
@@ -51,7 +52,8 @@ def gmc_loss(
     Speed. The block joint-joint is the same for every modality and computed once; one product of
     joint and modality serves both directions, its rows and its columns. One `[B, B]` block exists
     at a time, and the backward pass computes it again. There is no second derivative
-    (`create_graph=True` raises an MMCLError), save with `rows`.
+    (`create_graph=True` raises an MMCLError), save with `rows` or "joint_negatives", whose blocks
+    are autograd's.
 
     Args:
         modalities: one `[B, D]` for each modality, B at least 2, by name or in any order.
@@ -85,83 +87,87 @@ def gmc_loss(
         root = scalar("temperature", temperature, joint, positive=True).rsqrt()
         joint = joint * root
         parts = [at_least_float32(values) * root for values in modalities.values()]
+        positives = [(joint[anchors] * m[anchors]).sum(1) for m in parts]
         if variant == "joint_negatives":
-            below = [_log_sums(joint, joint, anchors, others_only=True)] * len(parts)
+            negatives = _log_sums(joint, joint, anchors)
+            losses = [negatives - positive for positive in positives]
         else:
-            below = _below_the_line(joint, parts, anchors, variant)
-        losses = [
-            (sums - (joint[anchors] * m[anchors]).sum(1)).mean()
-            for sums, m in zip(below, parts, strict=True)
-        ]
-        return torch.stack(losses).sum()
-
-
-def _below_the_line(
-    joint: Tensor, parts: list[Tensor], anchors: slice, variant: Variant
-) -> list[Tensor]:
-    """For each modality, the logarithm of what stands below the line, `[anchors]`."""
-    paper = variant == "paper"
-    if len(joint[anchors]) == len(joint):
-        joint_joint, *rest = _BlockSums.apply(paper, joint, *parts).unbind(0)
-        blocks = [rest[i : i + 3] for i in range(0, len(rest), 3)]
-    else:
-        joint_joint = _log_sums(joint, joint, anchors, others_only=True)
-        blocks = [
-            [
-                _log_sums(m, m, anchors, others_only=True),
-                _log_sums(joint, m, anchors, others_only=paper),
-                _log_sums(m, joint, anchors, others_only=paper),
+            joint_joint, blocks = _negatives(joint, parts, anchors)
+            term = _paper if variant == "paper" else _ntxent
+            losses = [
+                term(positive, joint_joint, *block)
+                for positive, block in zip(positives, blocks, strict=True)
             ]
-            for m in parts
-        ]
-    below = []
-    for own, from_joint, from_own in blocks:
-        if paper:
-            below.append(torch.stack([from_own, own, joint_joint]).logsumexp(0))
-        else:  # the mean of the two anchors' logarithms
-            both = torch.logaddexp(joint_joint, from_joint) + torch.logaddexp(own, from_own)
-            below.append(both / 2)
-    return below
+        return torch.stack([loss.mean() for loss in losses]).sum()
 
 
-def _log_sums(x: Tensor, y: Tensor, anchors: slice, *, others_only: bool) -> Tensor:
-    """Of each anchor, `log sum_j e^{x_i . y_j}`, over the others (j != i) or over all. `[b]`."""
+def _ntxent(
+    positive: Tensor, joint_joint: Tensor, own: Tensor, from_joint: Tensor, from_own: Tensor
+) -> Tensor:
+    # With p the positive logit and n the log-sum-exp of the negatives, log(e^p + e^n) - p =
+    # -log sigmoid(p - n): exact also where it is tiny, as at the end of training.
+    by_joint = F.logsigmoid(positive - torch.logaddexp(joint_joint, from_joint))
+    by_own = F.logsigmoid(positive - torch.logaddexp(own, from_own))
+    return -(by_joint + by_own) / 2
+
+
+def _paper(
+    positive: Tensor, joint_joint: Tensor, own: Tensor, from_joint: Tensor, from_own: Tensor
+) -> Tensor:
+    return torch.stack([from_own, own, joint_joint]).logsumexp(0) - positive
+
+
+def _negatives(
+    joint: Tensor, parts: list[Tensor], anchors: slice
+) -> tuple[Tensor, Iterable[Sequence[Tensor]]]:
+    """For each anchor i, `log sum_{j != i} e^{x_i . y_j}` between joint and joint; and, for each
+    modality m, between m and m, joint and m, m and joint. `[anchors]` each.
+    """
+    if len(joint[anchors]) == len(joint):
+        joint_joint, *rest = _BlockSums.apply(joint, *parts).unbind(0)
+        return joint_joint, [rest[i : i + 3] for i in range(0, len(rest), 3)]
+    return _log_sums(joint, joint, anchors), [
+        [_log_sums(x, y, anchors) for x, y in ((m, m), (joint, m), (m, joint))] for m in parts
+    ]
+
+
+def _log_sums(x: Tensor, y: Tensor, anchors: slice) -> Tensor:
+    """Of each anchor, `log sum_{j != i} e^{x_i . y_j}`. `[anchors]`."""
     logits = x[anchors] @ y.T
-    if others_only:
-        logits.diagonal(anchors.start or 0).fill_(-torch.inf)
+    logits.diagonal(anchors.start).fill_(-torch.inf)
     return logits.logsumexp(1)
 
 
 class _BlockSums(torch.autograd.Function):
-    """The log-sum-exps of all blocks of similarities, `[1 + 3 M, B]` for M modalities.
+    """The log-sum-exps of all blocks without their diagonals, `[1 + 3 M, B]` for M modalities.
 
-    Row 0: joint with the other joints. Then, for each modality m: m with the other m; joint with
-    all m (the rows of that block); m with all joints (its columns).
+    Row 0: joint with joint. Then, for each modality m: m with m; joint with m (the rows of that
+    block); m with joint (its columns).
     """
 
     @staticmethod
-    def forward(ctx: Any, without_pairs: bool, joint: Tensor, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, joint: Tensor, *parts: Tensor) -> Tensor:
         size = len(joint)
         # |x . y| is at most the larger of the two squared norms.
         largest = torch.stack([x.square().sum(1).max() for x in (joint, *parts)]).max()
-        ctx.mild, ctx.without_pairs = float(largest) <= _MILD, without_pairs
+        ctx.mild = float(largest) <= _MILD
         block = joint.new_empty(size, size)
         sums = joint.new_empty(1 + 3 * len(parts), size)
 
         def reduce(axis: int) -> Tensor:
             return block.sum(axis).log_() if ctx.mild else block.logsumexp(axis)
 
-        def fill(x: Tensor, y: Tensor, without_diagonal: bool) -> None:
-            _fill(block, x, y, without_diagonal)
+        def fill(x: Tensor, y: Tensor) -> None:
+            _fill(block, x, y)
             if ctx.mild:
                 block.exp_()
 
-        fill(joint, joint, True)
+        fill(joint, joint)
         sums[0] = reduce(1)
         for k, m in enumerate(parts):
-            fill(m, m, True)
+            fill(m, m)
             sums[1 + 3 * k] = reduce(1)
-            fill(joint, m, without_pairs)
+            fill(joint, m)
             sums[2 + 3 * k], sums[3 + 3 * k] = reduce(1), reduce(0)
         ctx.save_for_backward(sums, joint, *parts)
         return sums
@@ -177,28 +183,28 @@ class _BlockSums(torch.autograd.Function):
 
         scaled = grad * (-sums).exp() if ctx.mild else grad
 
-        def weights(x: Tensor, y: Tensor, row: int, column: int, without: bool) -> Tensor:
+        def weights(x: Tensor, y: Tensor, row: int, column: int) -> Tensor:
             """The gradient by the logits: softmax of the row plus softmax of the column."""
-            _fill(block, x, y, without)
+            _fill(block, x, y)
             if ctx.mild:
                 torch.add(scaled[row][:, None], scaled[column], out=work)
                 return work.mul_(block.exp_())
             torch.sub(block, sums[row][:, None], out=work).exp_().mul_(grad[row][:, None])
             return work.addcmul_(block.sub_(sums[column]).exp_(), grad[column])
 
+        # Products in place: autocast leaves them alone, where the backward pass runs inside it.
         # A block of one tensor is symmetric: row plus column is what both of its sides get.
-        grad_joint = weights(joint, joint, 0, 0, True) @ joint
-        grads = []
+        grads = [torch.zeros_like(x) for x in (joint, *parts)]
+        grads[0].addmm_(weights(joint, joint, 0, 0), joint)
         for k, m in enumerate(parts):
             own, row, column = range(1 + 3 * k, 4 + 3 * k)
-            grad_m = weights(m, m, own, own, True) @ m
-            weights(joint, m, row, column, ctx.without_pairs)
-            grad_joint.addmm_(work, m)
-            grads.append(grad_m.addmm_(work.T, joint))
-        return None, grad_joint, *grads
+            grads[1 + k].addmm_(weights(m, m, own, own), m)
+            weights(joint, m, row, column)
+            grads[0].addmm_(work, m)
+            grads[1 + k].addmm_(work.T, joint)
+        return tuple(grads)
 
 
-def _fill(block: Tensor, x: Tensor, y: Tensor, without_diagonal: bool) -> None:
+def _fill(block: Tensor, x: Tensor, y: Tensor) -> None:
     torch.mm(x, y.T, out=block)
-    if without_diagonal:
-        block.fill_diagonal_(-torch.inf)
+    block.fill_diagonal_(-torch.inf)

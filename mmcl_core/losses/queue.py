@@ -53,8 +53,9 @@ def queue_info_nce(
         q = q / scalar("temperature", temperature, q, positive=True)
         positive = (q * own).sum(1)
         logits = q @ queue.to(q).T
-        # log(e^p + sum e^n) - p, where a p far above all n leaves a small number exact.
-        loss = F.softplus(logits.logsumexp(1) - positive)
+        # log(e^p + sum e^n) - p, where a p far above all n leaves a small number exact. Not
+        # softplus: above 20 that is the identity, which float64 can tell.
+        loss = -F.logsigmoid(positive - logits.logsumexp(1))
         if queue_positives is not None:
             # The mean logit of the positives takes the place of the own key's.
             others = logits.masked_fill(~queue_positives, 0).sum(1)
@@ -107,17 +108,23 @@ def _check(
     queries: Tensor, positives: Tensor, queue: Tensor, queue_positives: Tensor | None
 ) -> None:
     check_named({"queries": queries, "positives": positives}, smallest=1)
-    check_named({"queue": queue}, smallest=1)
-    if queue.shape[1] != queries.shape[1] or queue.device != queries.device:
+    fits = queue.ndim == 2 and queue.shape[1] == queries.shape[1]
+    if not fits or queue.device != queries.device:
         raise ShapeError(
             f"the queue must be [K, {queries.shape[1]}] on {queries.device}, like the queries; "
             f"got {list(queue.shape)} on {queue.device}."
         )
-    if queue_positives is not None and (
-        queue_positives.shape != (len(queries), len(queue)) or queue_positives.dtype != torch.bool
-    ):
+    check_named({"queue": queue}, smallest=1)
+    if queue_positives is None:
+        return
+    if queue_positives.shape != (len(queries), len(queue)) or queue_positives.dtype != torch.bool:
         raise ShapeError(
             f"queue_positives must be bool of shape [{len(queries)}, {len(queue)}], queries by "
             f"keys in the queue, got {queue_positives.dtype} of shape "
             f"{list(queue_positives.shape)}."
+        )
+    if queue_positives.device != queries.device:
+        raise ShapeError(
+            f"queue_positives must be on the device of the queries, {queries.device}, "
+            f"got {queue_positives.device}."
         )

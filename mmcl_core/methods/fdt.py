@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.encoders import width_of
-from mmcl_core.errors import MMCLError
+from mmcl_core.data.batches import require
+from mmcl_core.encoders import Encoded, width_of
+from mmcl_core.errors import MissingModalityError, MMCLError
 from mmcl_core.grounding import (
     FDTGrounding,
     Grounded,
@@ -147,7 +148,8 @@ class FDT(CLIP):
         )  # fmt: skip
         self.codebook = nn.Parameter(torch.randn(tokens, dim))
         self.register_buffer("step", torch.tensor(0))
-        self._seen: dict[str, Tensor] = {}
+        self._seen: dict[str, Tensor] | None = None  # weights, within `loss`
+        self._usage: dict[str, Usage] = {}  # of the step that `after_step` will end
         self._warned = False
 
     @property
@@ -170,20 +172,23 @@ class FDT(CLIP):
         """
         if self.training and self.cooling and int(self.step) == self.cooling.steps:
             self.cooling.at(self.cooling.steps + 1)  # raises
+        self._seen = {}
         parts = super().loss(batch)
-        active = {
-            f"active_{name}": (weights > 0).sum(1).float().mean()
-            for name, weights in self._seen.items()
-        }
-        return {**parts, **active, "temperature": parts["total"].new_tensor(self.temperature)}
+        usage = {name: codebook_usage(weights) for name, weights in self._seen.items()}
+        self._seen = None
+        if self.training:
+            self._usage = usage if len(batch["image"]) > 2 else {}
+        watched = {f"active_{name}": of.active for name, of in usage.items()}
+        watched["temperature"] = self.temperature
+        new = parts["total"].new_tensor
+        return parts | {name: new(value) for name, value in watched.items()}
 
     def after_step(self) -> None:
         """Keeps the logit scale at or below 100, cools, and warns once if all samples are one."""
         super().after_step()
         self.step += 1
-        for name, weights in self._seen.items():
-            usage = codebook_usage(weights)
-            if usage.perplexity < 2 and len(weights) > 2 and not self._warned:
+        for name, usage in self._usage.items():
+            if usage.perplexity < 2 and not self._warned:
                 self._warned = True
                 warnings.warn(
                     f"FDT: the {name}s of a whole batch share {usage.used} of the "
@@ -192,27 +197,46 @@ class FDT(CLIP):
                     "collapsed: begin warmer and cool down (see Cooling)",
                     stacklevel=2,
                 )
-        self._seen = {}
+        self._usage = {}
 
     def ground(self, batch: Batch, modality: str) -> Grounded:
-        """The mixture of one modality of a batch: feature [B, D] and weights [B, C]."""
-        head, encoded = self.heads[modality], self.encoders[modality](batch[modality])
-        head.temperature = self.temperature
+        """The mixture of one modality of a batch: feature [B, D] and weights [B, C].
+
+        Raises:
+            MissingModalityError: it is neither image nor caption, or not in the batch.
+        """
+        head, encoded = self._encode(batch, modality)
         return head(encoded.tokens, self.codebook, encoded.mask)
 
     def token_attention(self, batch: Batch) -> dict[str, TokenAttention]:
-        """For each modality at hand, which patch or word calls which codebook entry."""
+        """For each modality at hand, which patch or word calls which codebook entry.
+
+        Raises:
+            MissingModalityError: neither picture nor caption is there.
+        """
         found = {}
         for name in (m for m in self.modalities if m in batch):
-            head, encoded = self.heads[name], self.encoders[name](batch[name])
-            head.temperature = self.temperature
+            head, encoded = self._encode(batch, name)
             weights = head(encoded.tokens, self.codebook, encoded.mask).weights
             scores = head.scores(encoded.tokens, self.codebook)
             found[name] = TokenAttention(scores, weights, encoded.mask)
+        if not found:
+            raise MissingModalityError(
+                f"FDT grounds image, caption, or both; the batch holds {sorted(batch)}"
+            )
         return found
+
+    def _encode(self, batch: Batch, modality: str) -> tuple[FDTGrounding, Encoded]:
+        """The tokens of one modality, and its grounding at the temperature of now."""
+        if modality not in self.modalities:
+            raise MissingModalityError(f"FDT knows {', '.join(self.modalities)}; got {modality!r}")
+        require(batch, "This grounding needs", modality)
+        head = self.heads[modality]
+        head.temperature = self.temperature
+        return head, self.encoders[modality](batch[modality])
 
     def _embed_one(self, batch: Batch, modality: str) -> Tensor:
         feature, weights = self.ground(batch, modality)
-        if self.training:
+        if self._seen is not None:
             self._seen[modality] = weights.detach()
         return F.normalize(feature, dim=-1)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmcl_core.distributed import average
 from mmcl_core.encoders import width_of
 from mmcl_core.errors import DataError, MissingModalityError, MMCLError, ShapeError
 
@@ -144,7 +145,7 @@ class LateFusion(nn.Module):
         if self.impute == "mean" and self._mean is not None:
             self.batches += 1
             rate = (1 / self.batches).clamp(min=RATE)
-            self.fill += rate * (self._mean - self.fill)
+            self.fill += rate * (average(self._mean) - self.fill)
         self._mean = None
 
     def embed(self, batch: Batch) -> Tensor:

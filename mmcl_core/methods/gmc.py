@@ -118,6 +118,7 @@ class GMC(nn.Module):
                 f"this GMC embeds {', '.join(self.modalities)}, or some of them; the batch holds "
                 f"{sorted(batch)}"
             )
+        require(batch, "This embedding needs", *present)
         mean = torch.stack([self.embed_modality(batch, m) for m in present]).mean(0)
         return F.normalize(mean, dim=-1) if self.average == "sphere" else mean
 

@@ -20,13 +20,22 @@ from torch import Tensor, nn
 from mmcl_core.data.batches import require
 from mmcl_core.data.groups import caption_codes
 from mmcl_core.encoders import ProjectionHead, width_of
-from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
+from mmcl_core.errors import MissingModalityError, MMCLError
 from mmcl_core.losses import queue_hinge, queue_info_nce
 from mmcl_core.methods.moco import KeyQueue, MomentumCopy
 
 Batch = dict[str, Tensor]
 
 TERMS = ("image", "tags", "caption", "image_to_caption", "caption_to_image")
+
+# The keys of each queue: modality, entry of the batch, head (0 intra, 1 inter), the caption whose
+# code is their label (None: the tags are), and the terms that use the queue.
+QUEUES = {
+    "image": ("image", "image_view", 0, None, ("image", "tags")),
+    "caption": ("caption", "caption_view", 0, "caption_view", ("caption",)),
+    "inter_image": ("image", "image", 1, "caption", ("caption_to_image",)),
+    "inter_caption": ("caption", "caption", 1, "caption", ("image_to_caption",)),
+}
 
 
 class Tower(nn.Module):
@@ -56,8 +65,12 @@ class MCT(nn.Module):
     - `image_to_caption`: nce(q'_i, k'_c, Q'_c), `caption_to_image`: nce(q'_c, k'_i, Q'_i), with the
       inter-modal heads.
 
-    Keys whose caption is word for word that of the sample are positives as well, not negatives (as
-    in `CLIP`). The queries see `image` and `caption`, the keys `image_view` and `caption_view`.
+    The queries see `image` and `caption`. Keys within a modality are of the second views,
+    `image_view` and `caption_view`; keys between the modalities are of `image` and `caption`
+    themselves, since a view may have cut off what the other modality speaks of (this costs a second
+    pass through the momentum encoders, without gradient). Keys whose caption is word for word that
+    of the sample are positives as well, not negatives (as in `CLIP`); so are, in the term
+    `caption`, those that say the same as its view.
 
     Args:
         image_encoder: returns `Encoded` for pictures; has a `width`.
@@ -104,17 +117,21 @@ class MCT(nn.Module):
         if min_shared_tags < 1:
             raise MMCLError(f"min_shared_tags must be at least 1; got {min_shared_tags}")
         self.weights = _checked(weights or {}, tags)
-        self.temperature, self.inter_temperature = temperature, inter_temperature
-        self.min_shared_tags, self.inter, self.margin = min_shared_tags, inter, margin
+        self.temperature, self.min_shared_tags = temperature, min_shared_tags
+        hinge = inter == "hinge"
+        self.between = (queue_hinge, margin) if hinge else (queue_info_nce, inter_temperature)
         encoders = {"image": image_encoder, "caption": caption_encoder}
         self.query = nn.ModuleDict({m: Tower(e, dim, hidden) for m, e in encoders.items()})
         self.key = nn.ModuleDict({m: MomentumCopy(self.query[m], momentum) for m in encoders})
-        # Labels: multi-hot tags, and elsewhere the code of a caption.
-        self.queues = nn.ModuleDict({"image": KeyQueue(queue, dim, labels=tags)})
-        for name in ("caption", "inter_image", "inter_caption"):
-            self.queues[name] = KeyQueue(queue, dim, labels=1, dtype=torch.int64)
+        # A queue for each that some term uses. Labels: multi-hot tags, or the code of a caption.
+        self.queues = nn.ModuleDict()
+        for name, (_, _, _, text, terms) in QUEUES.items():
+            if any(self.weights[term] for term in terms):
+                width = 1 if text else tags * bool(self.weights["tags"])
+                dtype = torch.int64 if text else torch.float32
+                self.queues[name] = KeyQueue(queue, dim, labels=width, dtype=dtype)
         # Keys and labels of the last loss, by queue; they join it after the step.
-        self._new: dict[str, tuple[Tensor, Tensor]] = {}
+        self._new: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
@@ -125,37 +142,29 @@ class MCT(nn.Module):
         """Each term that is on, under its name, and their weighted sum, "total".
 
         Args:
-            batch: `image`, `image_view`, `caption`, `caption_view`, and `tags` multi-hot [B, T] if
-                that term is on.
+            batch: `image` and `caption`; the second view of a modality if it has a term of its own;
+                and `tags` multi-hot [B, T] if that term is on.
 
         Raises:
             MissingModalityError: one of them is not there.
             ShapeError: the length of the queues is no multiple of the batch, or tags of another
                 width than the queue's.
         """
-        on = [term for term in TERMS if self.weights[term]]
-        names = ["image", "image_view", "caption", "caption_view"]
-        require(batch, "MCT trains on", *names, *(["tags"] if "tags" in on else []))
-        tags = batch["tags"] if "tags" in on else None
-        self.queues["image"].check(len(batch["image"]), tags)
-
-        new = self._keys(batch, "image_view", "caption_view")
+        self._check(batch)
+        new = self._keys(batch)
         q_image, to_caption = self.query["image"](batch["image"])
         q_caption, to_image = self.query["caption"](batch["caption"])
 
         def within(queries: Tensor, name: str, also: Tensor | None = None) -> Tensor:
-            queue, (keys, _) = self.queues[name].keys, new[name]
+            keys, queue = new[name][0], self.queues[name].keys
             return queue_info_nce(queries, keys, queue, self.temperature, queue_positives=also)
 
         def between(queries: Tensor, name: str) -> Tensor:
-            queue, (keys, _), also = self.queues[name].keys, new[name], same_text(name)
-            if self.inter == "hinge":
-                return queue_hinge(queries, keys, queue, self.margin, queue_positives=also)
-            temperature = self.inter_temperature
-            return queue_info_nce(queries, keys, queue, temperature, queue_positives=also)
+            (loss, scale), also = self.between, says("caption", name)
+            return loss(queries, new[name][0], self.queues[name].keys, scale, queue_positives=also)
 
-        def same_text(name: str) -> Tensor:
-            return new[name][1] == self.queues[name].labels.T
+        def says(entry: str, name: str = "caption") -> Tensor:
+            return caption_codes(batch[entry])[:, None] == self.queues[name].labels.T
 
         def shared_tags() -> Tensor:
             labels = self.queues["image"].labels
@@ -164,11 +173,11 @@ class MCT(nn.Module):
         formulas: dict[str, Callable[[], Tensor]] = {
             "image": lambda: within(q_image, "image"),
             "tags": lambda: within(q_image, "image", shared_tags()),
-            "caption": lambda: within(q_caption, "caption", same_text("caption")),
+            "caption": lambda: within(q_caption, "caption", says("caption") | says("caption_view")),
             "image_to_caption": lambda: between(to_caption, "inter_caption"),
             "caption_to_image": lambda: between(to_image, "inter_image"),
         }
-        terms = {term: formulas[term]() for term in on}
+        terms = {term: formulas[term]() for term in TERMS if self.weights[term]}
         self._new = new if self.training else {}
         total = torch.stack([self.weights[term] * value for term, value in terms.items()]).sum()
         return {"total": total, **terms}
@@ -197,40 +206,34 @@ class MCT(nn.Module):
             self.key[m].follow(self.query[m])
 
     def warm_start(self, batches: Iterable[Batch]) -> None:
-        """Fills the queues with keys of real samples, instead of the random ones.
+        """Puts keys of real samples into the queues, before the first step: K of them fill them.
 
         Args:
-            batches: with `image`, `caption`, and `tags` if that term is on; at least K samples
-                together. No more of them are used.
-
-        Raises:
-            ShapeError: fewer samples than that; the queues are then as before.
+            batches: as for `loss`.
         """
-        length = len(self.queues["image"].keys)
-        names = [*self.modalities, *(["tags"] if self.weights["tags"] else [])]
-        found: list[dict[str, tuple[Tensor, Tensor]]] = []
         for batch in batches:
-            require(batch, "MCT starts from", *names)
-            found.append(self._keys(batch, *self.modalities))
-            if sum(len(new["image"][0]) for new in found) >= length:
-                break
-        else:
-            raise ShapeError(f"expected batches with at least {length} samples to fill the queues")
-        for name, queue in self.queues.items():
-            keys, labels = zip(*(new[name] for new in found), strict=True)
-            queue.fill(torch.cat(keys), torch.cat(labels))
+            self._check(batch)
+            for name, (keys, labels) in self._keys(batch).items():
+                self.queues[name].enqueue(keys, labels)
 
-    def _keys(self, batch: Batch, image: str, caption: str) -> dict[str, tuple[Tensor, Tensor]]:
-        """For each queue, the keys of a batch and their labels."""
-        k_image, k_image_inter = self.key["image"](batch[image])
-        k_caption, k_caption_inter = self.key["caption"](batch[caption])
-        text, read = (caption_codes(batch[name])[:, None] for name in ("caption", caption))
-        return {
-            "image": (k_image, batch["tags"] if self.weights["tags"] else text[:, :0]),
-            "caption": (k_caption, read),
-            "inter_image": (k_image_inter, text),
-            "inter_caption": (k_caption_inter, read),
-        }
+    def _check(self, batch: Batch) -> None:
+        tags = ["tags"] if self.weights["tags"] else []
+        entries = [*self.modalities, *(QUEUES[name][1] for name in self.queues), *tags]
+        require(batch, "MCT trains on", *dict.fromkeys(entries))
+        for queue in self.queues.values():
+            queue.check(len(batch["image"]))
+        if tags:
+            self.queues["image"].check_labels(batch["tags"])
+
+    def _keys(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """For each queue in use, the keys of a batch and their labels."""
+        new: dict[str, tuple[Tensor, Tensor | None]] = {}
+        tags = batch["tags"] if self.weights["tags"] else None
+        for name in self.queues:
+            modality, entry, head, text, _ = QUEUES[name]
+            labels = caption_codes(batch[text])[:, None] if text else tags
+            new[name] = self.key[modality](batch[entry])[head], labels
+        return new
 
 
 def _checked(weights: Mapping[str, float], tags: int) -> dict[str, float]:

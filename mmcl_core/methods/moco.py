@@ -51,7 +51,7 @@ class KeyQueue(nn.Module):
     """The last K keys, as negatives of the next queries; the oldest go first.
 
     It starts with K random unit vectors, as published: until K keys have come, queries meet
-    negatives that no encoder made. `fill` puts keys of real samples there instead.
+    negatives that no encoder made (`warm_start` of the methods puts real ones there).
 
     Args:
         length: K, a multiple of the batch of all processes together.
@@ -75,8 +75,8 @@ class KeyQueue(nn.Module):
         self.register_buffer("labels", torch.zeros(length, labels, dtype=dtype))
         self.register_buffer("pointer", torch.tensor(0))  # where the next key goes
 
-    def check(self, size: int, labels: Tensor | None = None) -> None:
-        """Raises ShapeError unless batches of `size` in each process, with such labels, fit in."""
+    def check(self, size: int) -> None:
+        """Raises ShapeError unless batches of `size` in each process fill the queue evenly."""
         length, size = len(self.keys), size * world_size()
         if size > length:
             raise ShapeError(
@@ -88,26 +88,20 @@ class KeyQueue(nn.Module):
                 f"expected a queue whose length is a multiple of the batch; got {length} keys and "
                 f"a batch of {size}: take a queue of {length - length % size}, for example"
             )
-        if labels is not None and labels.shape[1:] != self.labels.shape[1:]:
-            raise ShapeError(
-                f"expected labels [B, {self.labels.shape[1]}], the width the queue was made for; "
-                f"got {list(labels.shape)}"
-            )
 
-    @torch.no_grad()
-    def fill(self, keys: Tensor, labels: Tensor | None = None) -> None:
-        """Replaces all keys at once, by the first K of `keys`; ShapeError if there are fewer."""
-        length = len(self.keys)
-        if len(keys) < length:
-            raise ShapeError(f"expected at least {length} keys to fill the queue; got {len(keys)}")
-        self.keys.copy_(keys[:length])
-        if labels is not None:
-            self.labels.copy_(labels[:length])
-        self.pointer.zero_()
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Raises ShapeError for labels of another width than the queue's; None is a width of 0."""
+        shape, width = [0, 0] if labels is None else list(labels.shape), self.labels.shape[1]
+        if shape[1:] != [width]:
+            raise ShapeError(
+                f"expected labels [B, {width}], the width the queue was made for; got "
+                f"{'none' if labels is None else shape}"
+            )
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor | None = None) -> None:
         """Replaces the oldest keys by those of all processes, `[b, D]` in each."""
+        self.check_labels(labels)
         keys = gather(keys)
         place = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.keys)
         self.keys.index_copy_(0, place, keys.to(self.keys))
@@ -184,8 +178,7 @@ class MoCo(nn.Module):
             MissingModalityError: one of the two is not there.
             ShapeError: the length of the queue is no multiple of the batch.
         """
-        require(batch, "MoCo trains on", self.modality, f"{self.modality}_view")
-        self.queue.check(len(batch[self.modality]))
+        self._check(batch)
         keys = self.key(batch[f"{self.modality}_view"])
         queries = self.query(batch[self.modality])
         total = queue_info_nce(queries, keys, self.queue.keys, self.temperature)
@@ -209,18 +202,15 @@ class MoCo(nn.Module):
         self.key.follow(self.query)
 
     def warm_start(self, batches: Iterable[Batch]) -> None:
-        """Fills the queue with keys of real samples, instead of the random ones.
+        """Puts keys of real samples into the queue, before the first step: K of them fill it.
 
         Args:
-            batches: with `<modality>`; at least K samples together. No more of them are used.
-
-        Raises:
-            ShapeError: fewer samples than that; the queue is then as before.
+            batches: as for `loss`.
         """
-        keys: list[Tensor] = []
         for batch in batches:
-            require(batch, "This MoCo starts from", self.modality)
-            keys.append(self.key(batch[self.modality]))
-            if sum(map(len, keys)) >= len(self.queue.keys):
-                break
-        self.queue.fill(torch.cat(keys) if keys else self.queue.keys[:0])
+            self._check(batch)
+            self.queue.enqueue(self.key(batch[f"{self.modality}_view"]))
+
+    def _check(self, batch: Batch) -> None:
+        require(batch, "MoCo trains on", self.modality, f"{self.modality}_view")
+        self.queue.check(len(batch[self.modality]))
