@@ -16,7 +16,8 @@ FLOORS = [
     {"methods"},
     {"checkpoints"},
     {"training", "evaluation"},
-    {"figures", "widgets", "claims"},
+    {"figures", "widgets", "claims", "experiments"},
+    {"__main__"},
 ]
 HEAVY = ("matplotlib", "umap", "ipywidgets", "kornia", "sklearn")
 

@@ -2,8 +2,9 @@
 
 import copy
 import itertools
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ from tests.test_moco import (
 Batch = dict[str, Tensor]
 
 QUEUES = ("image", "caption", "inter_image", "inter_caption")
+# What a term needs besides `image` and `caption`, and its queue.
+NEEDS = {
+    "image": (("image_view",), "image"),
+    "tags": (("image_view", "tags"), "image"),
+    "caption": (("caption_view",), "caption"),
+    "image_to_caption": ((), "inter_caption"),
+    "caption_to_image": ((), "inter_image"),
+}
 TEXTS = ((1, 2, 3), (1, 2), (4,), (3, 2, 1, 5))
 
 
@@ -90,13 +99,12 @@ class Notes:
 
     def new(self, batch: Batch) -> dict[str, list[tuple[Tensor, Any]]]:
         """For each queue, the keys of a batch and what is said of them."""
-        image, image_inter = self.model.key["image"](batch["image_view"])
-        caption, caption_inter = self.model.key["caption"](batch["caption_view"])
+        image, caption = self.model.key["image"], self.model.key["caption"]
         said = {
-            "image": (image, kinds(batch["tags"])),
-            "caption": (caption, words(batch["caption_view"])),
-            "inter_image": (image_inter, words(batch["caption"])),
-            "inter_caption": (caption_inter, words(batch["caption_view"])),
+            "image": (image(batch["image_view"])[0], kinds(batch["tags"])),
+            "caption": (caption(batch["caption_view"])[0], words(batch["caption_view"])),
+            "inter_image": (image(batch["image"])[1], words(batch["caption"])),
+            "inter_caption": (caption(batch["caption"])[1], words(batch["caption"])),
         }
         return {name: list(zip(*pair, strict=True)) for name, pair in said.items()}
 
@@ -115,7 +123,8 @@ class Notes:
             there = [what for _, what in self.kept[name]]
             if name == "image":
                 return [[len(s & (t or set())) >= self.least for t in there] for s in said]
-            return [[s == t for t in there] for s in said]
+            heard = words(batch["caption"]) if name == "caption" else said
+            return [[t in pair for t in there] for pair in zip(said, heard, strict=True)]
 
         nce = reference.queue_info_nce
         q_i, q_ic, q_c, q_ci = (q.detach() for q in (image, to_caption, caption, to_image))
@@ -179,11 +188,64 @@ def test_identical_captions_in_the_queue_are_no_negatives() -> None:
         expected = torch.tensor(7.0, dtype=torch.float64).log()
         torch.testing.assert_close(got[name], expected, rtol=1e-9, atol=0)
     # Pictures differ; all of them are positives, so only their spread is punished.
-    q = model.query["caption"](batch["caption"])[1]
-    k = torch.stack([model.key["image"](batch[n])[1] for n in ("image_view", "image")])
-    logits = torch.cat([(q * k[0]).sum(1, keepdim=True), q @ k[1].T], dim=1) / 0.07
+    q, k = model.query["caption"](batch["caption"])[1], model.key["image"](batch["image"])[1]
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ k.T], dim=1) / 0.07
     expected = (logits.logsumexp(1) - logits.mean(1)).mean()
     torch.testing.assert_close(got["caption_to_image"], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("caption", "view", "marked"),
+    [(0, 1, True), (1, 0, True), (0, 0, True), (1, 3, False), (2, 0, True), (2, 1, False)],
+)
+def test_the_caption_term_compares_texts_with_both_sentences(
+    caption: int, view: int, marked: bool
+) -> None:
+    """The queue holds views that say text 0, of samples whose caption is text 2."""
+
+    def saying(batch: Batch, caption: int, view: int) -> Batch:
+        rows = [torch.tensor([TEXTS[number]]).expand(6, -1) for number in (caption, view)]
+        return batch | {"caption": rows[0], "caption_view": rows[1]}
+
+    model = small().double()
+    model.warm_start([saying(repeating(i), 2, 0) for i in range(2)])
+    batch = saying(repeating(2), caption, view)
+    q = model.query["caption"](batch["caption"])[0].detach()
+    own = model.key["caption"](batch["caption_view"])[0]
+    there = model.key["caption"](saying(batch, 2, 0)["caption_view"])[0][:1].expand(12, -1)
+    expected = reference.queue_info_nce(q, own, there, 0.2, [[marked] * 12] * 6)
+    parts = model.loss(batch)
+    assert float(parts["caption"].detach()) == pytest.approx(expected, rel=1e-10)
+    # Between the modalities, what counts is the caption alone.
+    q = model.query["image"](batch["image"])[1].detach()
+    own = model.key["caption"](batch["caption"])[1]
+    there = model.key["caption"](saying(batch, 2, 0)["caption"])[1][:1].expand(12, -1)
+    expected = reference.queue_info_nce(q, own, there, 0.07, [[caption == 2] * 12] * 6)
+    assert float(parts["image_to_caption"].detach()) == pytest.approx(expected, rel=1e-10)
+
+
+def test_keys_between_the_modalities_are_of_the_plain_entries() -> None:
+    """Other views change all within a modality, and no bit between the two."""
+    one, other = small().double(), small().double()
+    for i in range(2):
+        batch, others = repeating(i), repeating(i + 3)
+        changed = batch | {name: others[name] for name in ("image_view", "caption_view")}
+        a, b = one.loss(batch), other.loss(changed)
+        for name in TERMS:
+            assert torch.equal(a[name], b[name]) == ("_to_" in name), name
+        one.after_step()
+        other.after_step()
+    for name in QUEUES:
+        same = torch.equal(one.queues[name].keys, other.queues[name].keys)
+        assert same == name.startswith("inter"), name
+    # And it is the plain entries of both batches that they hold, with the code of the caption.
+    batches = [repeating(i) for i in range(2)]
+    codes = torch.cat([caption_codes(batch["caption"]) for batch in batches])
+    for m in ("image", "caption"):
+        queue = one.queues[f"inter_{m}"]
+        keys = torch.cat([one.key[m](batch[m])[1] for batch in batches])
+        torch.testing.assert_close(queue.keys, keys, rtol=1e-12, atol=1e-13)
+        assert torch.equal(queue.labels[:, 0], codes)
 
 
 @given(st.dictionaries(st.sampled_from(TERMS), st.sampled_from([0.0, 3.0])))
@@ -194,11 +256,12 @@ def test_weights_scale_and_switch_off(weights: dict[str, float]) -> None:
         return
     on = [name for name in TERMS if full[name]]
     plain, weighted = small().double(), small(weights=weights).double()
+    for name, queue in weighted.queues.items():  # they draw their random keys one after another
+        queue.keys.copy_(plain.queues[name].keys)
     batch = repeating(1)
     for i in range(2):  # in the second step, the labels of the first are there
         whole = plain.loss(batch)
-        part = {n: v for n, v in batch.items() if n != "tags" or full["tags"]}
-        found = weighted.loss(part)
+        found = weighted.loss({name: batch[name] for name in needed(on)})
         assert list(found) == ["total", *on]
         for name in on:
             torch.testing.assert_close(found[name], whole[name], rtol=1e-12, atol=0)
@@ -207,6 +270,57 @@ def test_weights_scale_and_switch_off(weights: dict[str, float]) -> None:
         plain.after_step()
         weighted.after_step()
         batch = repeating(2 + i)
+
+
+def needed(on: Iterable[str]) -> set[str]:
+    return {"image", "caption"}.union(*(NEEDS[name][0] for name in on))
+
+
+@pytest.mark.parametrize(
+    "on", [on for n in range(1, 6) for on in itertools.combinations(TERMS, n)], ids="+".join
+)
+def test_a_term_that_is_off_needs_nothing_and_has_no_queue(on: tuple[str, ...]) -> None:
+    model = small(weights={name: float(name in on) for name in TERMS})
+    queues = {NEEDS[name][1] for name in on}
+    assert set(model.queues) == queues
+    assert {
+        name.split(".")[1] for name in model.state_dict() if name.startswith("queues")
+    } == queues
+    if "image" in queues:
+        assert model.queues["image"].labels.shape == (12, 5 if "tags" in on else 0)
+    batch = {name: scenes(4)[name] for name in needed(on)}
+    model.warm_start([batch])
+    step(model, batch)
+    assert all(int(queue.pointer) == 8 for queue in model.queues.values())
+    before = state(model)
+    for name in batch:
+        for train in (model.loss, lambda b: model.warm_start([b])):
+            with pytest.raises(MissingModalityError, match=f"MCT trains on .*; {name} not in the"):
+                train(without(name)(batch))
+    assert_same_state(model, before)
+
+
+def test_terms_between_the_modalities_train_without_views() -> None:
+    """A few pairs are learned by heart; the heads within the modalities stay as they are."""
+
+    class Pairs:
+        def __len__(self) -> int:
+            return 12
+
+        def __getitems__(self, indices: list[int]) -> Batch:
+            return {name: scenes()[name][indices] for name in ("image", "caption")}
+
+    model = small(tags=0, weights={"image": 0, "caption": 0}, momentum=0.9)
+    before = state(model)
+    history = fit(model, Pairs(), epochs=60, batch_size=4, lr=0.01, progress=False)
+    assert set(model.queues) == {"inter_image", "inter_caption"}
+    terms = [history[name] for name in ("image_to_caption", "caption_to_image")]
+    assert history["total"] == pytest.approx([a + b for a, b in zip(*terms, strict=True)], rel=1e-5)
+    assert history.epoch_means("total")[-1] < math.log(13)  # half of guessing, twice log(12 + 1)
+    after = state(model)
+    same = {name for name in after if torch.equal(after[name], before[name])}
+    assert {name for name in same if "intra" in name} == {n for n in after if "intra" in n}
+    assert not {name for name in same if ".inter." in name or name.endswith(("keys", "labels"))}
 
 
 def test_tags_can_be_there_and_not_used() -> None:
@@ -328,21 +442,28 @@ def without(name: str) -> Any:
     return lambda batch: {n: v for n, v in batch.items() if n != name}
 
 
+BAD_BATCHES = [
+    *(
+        (without(name), MissingModalityError, f"MCT trains on image and .*; {name} not in")
+        for name in ("image", "image_view", "caption", "caption_view", "tags")
+    ),
+    (lambda b: b | {"caption": b["caption"][:3]}, ShapeError, "'caption': 3, 'image_view'"),
+    (lambda b: b | {"tags": b["tags"][:3]}, ShapeError, "'tags': 3"),
+    (lambda b: {n: v[:0] for n, v in b.items()}, ShapeError, "at least one, in all"),
+    (lambda b: scenes(5), ShapeError, "12 keys and a batch of 5"),
+    (lambda b: scenes(16), ShapeError, "12 keys, fewer than the batch of 16"),
+    (lambda b: b | {"tags": b["tags"][:, :4]}, ShapeError, r"labels \[B, 5\].*got \[4, 4\]"),
+    (lambda b: b | {"tags": b["tags"][:, :1]}, ShapeError, r"labels \[B, 5\].*got \[4, 1\]"),
+    (lambda b: b | {"tags": b["tags"][:, 0]}, ShapeError, r"labels \[B, 5\].*got \[4\]"),
+    (lambda b: b | {"caption": b["caption"].float()}, ShapeError, "captions as integers"),
+    (lambda b: b | {"caption_view": b["caption"].float()}, ShapeError, "captions as integers"),
+]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        *(
-            (without(name), MissingModalityError, f"MCT trains on image and .*; {name} not in")
-            for name in ("image", "image_view", "caption", "caption_view", "tags")
-        ),
-        (lambda b: b | {"caption": b["caption"][:3]}, ShapeError, "'caption': 3, 'caption_view'"),
-        (lambda b: {n: v[:0] for n, v in b.items()}, ShapeError, "at least one, in all"),
-        (lambda b: scenes(5), ShapeError, "12 keys and a batch of 5"),
-        (lambda b: scenes(16), ShapeError, "12 keys, fewer than the batch of 16"),
-        (lambda b: b | {"tags": b["tags"][:, :4]}, ShapeError, r"labels \[B, 5\].*got \[4, 4\]"),
-        (lambda b: b | {"tags": b["tags"][:, :1]}, ShapeError, r"labels \[B, 5\].*got \[4, 1\]"),
-        (lambda b: b | {"tags": b["tags"][:, 0]}, ShapeError, r"labels \[B, 5\].*got \[4\]"),
-        (lambda b: b | {"caption": b["caption"].float()}, ShapeError, "captions as integers"),
+        *BAD_BATCHES,
         (lambda b: b | {"image": b["image"] * float("nan")}, MMCLError, "queries: 4 of 4 rows"),
         (lambda b: b | {"image_view": b["image"] * float("inf")}, MMCLError, "positives: 4 of 4"),
     ],
@@ -408,71 +529,88 @@ def test_a_resumed_training_is_one_that_never_stopped(tmp_path: Path) -> None:
 # --- warm start -----------------------------------------------------------------------------------
 
 
-def test_warm_start_fills_the_queues_with_keys_of_real_samples() -> None:
+def test_warm_start_fills_the_queues_and_the_first_loss_meets_those_keys() -> None:
     model = small(min_shared_tags=1).double()
-    batches = [double(scenes(5, seed=i)) for i in range(4)]
-    asked = []
-
-    def some() -> Iterator[Batch]:
-        for i, batch in enumerate(batches):
-            asked.append(i)
-            yield {name: batch[name] for name in ("image", "caption", "tags")}
-
+    batches = [double(scenes(size, seed=size)) for size in (4, 6, 2)]
     before = state(model)
-    model.warm_start(some())
-    assert asked == [0, 1, 2]  # no more than are needed
-    towers = [[model.query[m](b[m]) for b in batches] for m in ("image", "caption")]
-    for i, name in enumerate(["image", "inter_image", "caption", "inter_caption"]):
+    model.warm_start(iter(batches))
+    notes = Notes(model, 1)
+    for name, entry, head in (
+        ("image", "image_view", 0),
+        ("caption", "caption_view", 0),
+        ("inter_image", "image", 1),
+        ("inter_caption", "caption", 1),
+    ):
         # Both encoders are still equal, so the keys are queries.
-        expected = torch.cat([pair[i % 2] for pair in towers[i // 2]])[:12].detach()
-        found = model.queues[name].keys
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
-    tags = torch.cat([batch["tags"] for batch in batches])[:12]
-    assert torch.equal(model.queues["image"].labels, tags)
-    said = [text for batch in batches for text in words(batch["caption"])][:12]
-    for name in ("caption", "inter_image", "inter_caption"):
-        codes = model.queues[name].labels.flatten().tolist()
-        assert [[a == b for b in codes] for a in codes] == [[a == b for b in said] for a in said]
+        tower = model.query[entry.removesuffix("_view")]
+        keys = torch.cat([tower(batch[entry])[head].detach() for batch in batches])
+        torch.testing.assert_close(model.queues[name].keys, keys, rtol=1e-12, atol=1e-13)
+        said = [what for batch in batches for _, what in notes.new(batch)[name]]
+        notes.kept[name] = deque(zip(keys, said, strict=True))
+        if name == "image":
+            tags = torch.cat([batch["tags"] for batch in batches])
+            assert torch.equal(model.queues[name].labels, tags)
+        else:
+            codes = model.queues[name].labels.flatten().tolist()
+            assert [[a == b for b in codes] for a in codes] == [
+                [a == b for b in said] for a in said
+            ]
     after = state(model)
     changed = [name for name in after if not torch.equal(after[name], before[name])]
     assert changed == [f"queues.{q}.{what}" for q in QUEUES for what in ("keys", "labels")]
 
     # The same samples, met again, find themselves marked.
-    batch = batches[0] | {"caption_view": batches[0]["caption"]}
-    batch = {name: values[:4] for name, values in batch.items()}
-    notes = Notes(model, 1)
-    for i, name in enumerate(QUEUES):
-        labels = kinds(tags) if i == 0 else said
-        notes.kept[name] = deque(zip(model.queues[name].keys, labels, strict=True))
     expected = notes.terms(
-        batch, 0.2, lambda q, k, queue, marks: reference.queue_info_nce(q, k, queue, 0.07, marks)
+        batches[0], 0.2, lambda q, k, queue, m: reference.queue_info_nce(q, k, queue, 0.07, m)
     )
-    found = {name: float(value.detach()) for name, value in model.loss(batch).items()}
+    found = {name: float(value.detach()) for name, value in model.loss(batches[0]).items()}
     assert {name: found[name] for name in TERMS} == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("batches", "error", "message"),
-    [
-        ([], ShapeError, "at least 12 samples"),
-        ([scenes(6), scenes(5)], ShapeError, "at least 12 samples"),
-        ([scenes(6), without("caption")(scenes(6))], MissingModalityError, "MCT starts from"),
-        ([scenes(6), without("tags")(scenes(6))], MissingModalityError, "tags not in the batch"),
-        (
-            [scenes(6), scenes(6) | {"tags": torch.ones(6, 4)}],
-            ShapeError,
-            r"labels \[B, 5\].*got \[6, 4\]",
-        ),
-        ([scenes(12) | {"tags": torch.ones(12, 1)}], ShapeError, r"labels \[B, 5\].*got \[12, 1\]"),
-    ],
-)
-def test_warm_start_refuses_and_changes_nothing(batches: list[Batch], error, message: str) -> None:
+def test_warm_start_enqueues_what_a_step_does() -> None:
+    """Keys of the momentum encoders replace the oldest; nothing else changes, now or later."""
+    model = small(momentum=0.5).double()
+    notes = Notes(model, 2)
+    for i in range(2):
+        batch = double(scenes(4, seed=i))
+        new = notes.new(batch)
+        step(model, batch, rate=0.5)
+        for name in QUEUES:
+            notes.kept[name].extend(new[name])
+    before = state(model)
+    batches = [double(scenes(4, seed=i)) for i in range(2, 4)]
+    for batch in batches:
+        for name, pairs in notes.new(batch).items():
+            notes.kept[name].extend(pairs)
+    model.warm_start(batches)
+    after = state(model)
+    assert all(
+        name.startswith("queues") for name in after if not torch.equal(after[name], before[name])
+    )
+    for name in QUEUES:
+        queue = model.queues[name]
+        keys = torch.stack([key for key, _ in notes.kept[name]])
+        torch.testing.assert_close(queue.keys.roll(-int(queue.pointer), 0), keys)
+        assert int(queue.pointer) == 4
+    model.after_step()  # and no step brings them again
+    assert [int(model.queues[name].pointer) for name in QUEUES] == [4] * 4
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD_BATCHES)
+def test_warm_start_checks_each_batch_as_loss_does(change, error, message: str) -> None:
+    """Of a bad one, nothing is taken; those before it were."""
     model = small()
     step(model, scenes(4))
     before = state(model)
+    model.warm_start([])
     with pytest.raises(error, match=message):
-        model.warm_start(batches)
+        model.warm_start([change(scenes(4, seed=2))])
     assert_same_state(model, before)
+    other = copy.deepcopy(model)
+    other.warm_start([scenes(4, seed=1)])
+    with pytest.raises(error, match=message):
+        model.warm_start([scenes(4, seed=1), change(scenes(4, seed=2)), scenes(4, seed=3)])
+    assert_same_state(model, state(other))
 
 
 # --- embeddings -----------------------------------------------------------------------------------
@@ -528,14 +666,14 @@ def test_it_learns_within_and_between_the_modalities() -> None:
         ImageEncoder(width=32), CaptionEncoder(len(lab.tokenizer), width=32),
         tags=lab.tags.shape[1], dim=16, queue=128,
     )  # fmt: skip
-    model.warm_start([lab.__getitems__(range(128))])  # from here on, losses can be compared
     views = moco_v2(
         48, views=("image_view",), scale=(0.7, 1.0), jitter=(0.2, 0.2, 0.2, 0.0),
         grayscale_p=0.0, blur_p=0.0,
     )  # fmt: skip
+    augment = compose(paraphrase(lab.sentences, view=True), views)
+    model.warm_start([augment(lab.__getitems__(range(128)))])  # now losses can be compared
     history = fit(
-        model, lab, epochs=20, batch_size=32, lr=3e-3, progress=False,
-        augment=compose(paraphrase(lab.sentences, view=True), views),
+        model, lab, epochs=20, batch_size=32, lr=3e-3, progress=False, augment=augment
     )  # fmt: skip
     for name in ("image", "caption", "image_to_caption", "caption_to_image"):
         means = history.epoch_means(name)
