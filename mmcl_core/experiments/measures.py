@@ -4,7 +4,7 @@ Each function takes a method and data, and leaves both as they were.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +58,14 @@ def codebook(method: FDT, data: Any) -> dict[str, float]:
         `image_active` (mean number of tokens of a sample), `image_used` (tokens in any sample),
         `image_perplexity`; the same of `caption`.
     """
-    measured = {}
+    measured: dict[str, float] = {}
     for name in method.modalities:
-        weights = _read(method, lambda batch, m=name: method.ground(batch, m).weights, data, name)
-        for what, value in codebook_usage(weights)._asdict().items():
+
+        def weights(batch: Batch, name: str = name) -> Tensor:
+            return method.ground(batch, name).weights
+
+        usage = codebook_usage(_read(method, weights, data, name))
+        for what, value in usage._asdict().items():
             measured[f"{name}_{what}"] = float(value)
     return measured
 
@@ -70,7 +74,7 @@ def probes(method: nn.Module, train: ShapesCaptions, test: ShapesCaptions) -> di
     """What a linear classifier reads of each attribute from the pooled features of the pictures.
 
     Args:
-        method: has `encoders["image"]`.
+        method: has `encoders`, one of them for `image`.
         train: scenes with one object each, from which the classifiers learn.
         test: other ones.
 
@@ -81,13 +85,13 @@ def probes(method: nn.Module, train: ShapesCaptions, test: ShapesCaptions) -> di
     Raises:
         DataError: a scene has several objects.
     """
-    encoder = method.encoders["image"]  # type: ignore[index]
-    x, test_x = (
-        _read(method, lambda batch: encoder(batch["image"]).pooled, data, "image")
-        for data in (train, test)
-    )
+
+    def pooled(batch: Batch) -> Tensor:
+        return cast(Any, method).encoders["image"](batch["image"]).pooled
+
+    x, test_x = (_read(method, pooled, data, "image") for data in (train, test))
     y, test_y = _of_the_object(train), _of_the_object(test)
-    measured = {}
+    measured: dict[str, float] = {}
     for name in ATTRIBUTES:
         probe = linear_probe(x, y[name], test_x, test_y[name])
         measured |= {name: probe.accuracy, f"{name}_chance": probe.chance}

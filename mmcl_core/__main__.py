@@ -1,0 +1,607 @@
+"""Train a method and measure it from the command line: `python -m mmcl_core --help`.
+
+Under `torchrun`, the same with several processes that train as one.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mmcl_core.checkpoints import load_checkpoint
+from mmcl_core.data.drawing import ATTRIBUTES
+from mmcl_core.data.shapes import NAMED_AT_DETAIL
+from mmcl_core.distributed import joined, own_device, rank, wait, world_size
+from mmcl_core.errors import CheckpointError, MMCLError
+from mmcl_core.experiments import measures
+from mmcl_core.experiments.runs import (
+    ALWAYS,
+    DATA_SEED,
+    METHODS,
+    OF_A_FOLDER,
+    OF_SHAPES,
+    Run,
+    default,
+    read_run,
+    recorded,
+)
+from mmcl_core.training import fit
+
+PROGRAM = "python -m mmcl_core"
+PAIRS, SEED = 1000, 777  # the test scenes of the book
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, 2 after an error, 130 after Ctrl-C."""
+    args = _parser().parse_args(argv)
+    process = int(os.environ.get("RANK", 0))
+    speaker = PROGRAM if process == 0 else f"{PROGRAM}, process {process}"
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if process == 0:
+            _say(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        try:
+            return train(args) if args.command == "train" else evaluate(args)
+        except KeyboardInterrupt:
+            _say(f"{speaker}: stopped")
+            return 130
+        except (MMCLError, OSError) as error:
+            # What a loader says to a programmer, in the words of this program.
+            told = str(error).replace("on_error='skip'", "--skip-bad-rows")
+            _say(f"{speaker}: error: {told}")
+            return 2
+
+
+# --- train ----------------------------------------------------------------------------------------
+
+
+def train(args: argparse.Namespace) -> int:
+    """Trains one method; leaves a run in a folder."""
+    out = Path(args.out)
+    checkpoint = out / "checkpoint.pt"
+    with joined():
+        known = _known_run(out, args.resume)
+        run = _resumed(known, args, out) if known else _new_run(args)
+        data = run.training_data(out)
+        recipe, steps = run.recipe(data), run.steps(data)
+        device = _device(args.device)
+        wait(torch.device("cpu"))  # all have looked; now process 0 writes
+        first = rank() == 0
+        if first and not args.quiet:
+            processes = f" in {world_size()} processes" if world_size() > 1 else ""
+            _say(f"{run.method}: {len(data)} pairs, {steps} steps on {device}{processes}")
+        new = first and known is None
+        try:
+            with recorded(run, data, out) if new else contextlib.nullcontext():
+                history = fit(
+                    recipe.method,
+                    data,
+                    epochs=run.epochs,
+                    batch_size=run.batch_size,
+                    lr=run.lr,
+                    autocast=run.autocast,
+                    augment=recipe.augment,
+                    seed=run.seed,
+                    device=device,
+                    progress=args.progress or (sys.stderr.isatty() and not args.quiet),
+                    checkpoint=checkpoint,
+                    checkpoint_every=args.checkpoint_every,
+                    resume=args.resume,
+                )
+        except KeyboardInterrupt:
+            if first:
+                _say(_stopped(checkpoint, recipe.method, steps))
+            return 130
+        if first:
+            print(
+                f"{len(history)} steps in {sum(history['seconds']):.1f} seconds, last loss "
+                f"{history['total'][-1]:.4f}: {checkpoint}"
+            )
+    return 0
+
+
+def _known_run(out: Path, resume: bool) -> Run | None:
+    """The run that a folder holds, if it is to go on; None if there is none."""
+    found = [name for name in ("run.json", "checkpoint.pt") if (out / name).exists()]
+    if found == ["checkpoint.pt"]:
+        raise CheckpointError(
+            f"{out}: expected run.json beside checkpoint.pt, found none; take another --out"
+        )
+    if found and not resume:
+        raise MMCLError(f"{out} holds a run: go on with it by --resume, or take another --out")
+    return read_run(out) if found else None
+
+
+def _resumed(known: Run, args: argparse.Namespace, out: Path) -> Run:
+    """The run as it was begun; raises MMCLError if the arguments say something else."""
+    before = asdict(known)
+    others = [
+        f"{_option(name)} {before[name]}, not {value}"
+        for name, value in _given(args).items()
+        if value != before[name]
+    ]
+    if others:
+        raise MMCLError(
+            f"{out} was begun with {'; '.join(others)}. Leave these out to resume it, or take "
+            "another --out"
+        )
+    return known
+
+
+def _new_run(args: argparse.Namespace) -> Run:
+    given = _given(args)
+    if missing := [_option(name) for name in ("method", "data") if name not in given]:
+        raise MMCLError(f"a new run needs --method and --data; {' and '.join(missing)} not given")
+    shapes = given["data"] == "shapes"
+    ours, others = (OF_SHAPES, OF_A_FOLDER) if shapes else (OF_A_FOLDER, OF_SHAPES)
+    if wrong := [_option(name) for name in given if name in others and name not in ours]:
+        raise MMCLError(
+            f"{', '.join(wrong)}: only for --data {'FOLDER' if shapes else 'shapes'}; got "
+            f"--data {args.data}"
+        )
+    if given["method"] == "fusion" and not (shapes and given.get("objects") == "1-1"):
+        raise MMCLError(
+            "fusion learns shape and colour of the only object of a scene: expected --data shapes "
+            f"--objects 1-1, got --data {args.data} --objects "
+            f"{given.get('objects', OF_SHAPES['objects'])}"
+        )
+    own = {name: default(given["method"], name) for name in ("epochs", "batch_size")}
+    return Run(**{**ALWAYS, **ours, **own, **given})
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that were typed, of those that decide how a training goes."""
+    given = {field.name: getattr(args, field.name) for field in fields(Run)}
+    if given["data"] not in (None, "shapes"):
+        given["data"] = str(Path(given["data"]).resolve())
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _stopped(checkpoint: Path, method: nn.Module, steps: int) -> str:
+    if not checkpoint.exists():
+        return "stopped before the first checkpoint: nothing is left behind"
+    step = load_checkpoint(checkpoint, method).step
+    return (
+        f"stopped; {checkpoint} is that of step {step} of {steps}. The same command with --resume "
+        "goes on from there"
+    )
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, for this process; None is the GPU if there is one."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = own_device(name)
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError) as error:  # as each kind of device puts it
+        reason = str(error).splitlines()[0]
+        raise MMCLError(
+            f"--device: expected one of this machine, such as cpu; got {name} ({reason})"
+        ) from error
+    return device
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+# --- evaluate -------------------------------------------------------------------------------------
+
+
+class Measured(NamedTuple):
+    """Some measures, and on what they were taken."""
+
+    on: str
+    values: dict[str, float]
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Measures a trained method, and prints what came out."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        return 0  # one process is enough
+    folder = Path(args.run)
+    run = read_run(folder)
+    data = run.training_data(folder)
+    method, steps = run.recipe(data).method, run.steps(data)
+    step = load_checkpoint(folder / "checkpoint.pt", method).step
+    method.to(_device(args.device))
+    measured = (_on_scenes if run.shapes else _on_pictures)(run, method, data, args)
+    if args.json:
+        about = {"run": str(folder), "method": run.method, "step": step, "steps": steps}
+        print(json.dumps(about | {name: m._asdict() for name, m in measured.items()}, indent=2))
+        return 0
+    unfinished = "" if step == steps else ", not finished: train --resume goes on with it"
+    print(f"{run.method} of {folder}, step {step} of {steps}{unfinished}")
+    for name, (on, values) in measured.items():
+        title, columns, rows = TABLES[name](run, values)
+        print(f"\n{title}, on {on}")
+        _print_table(columns, rows)
+    return 0
+
+
+def _on_scenes(run: Run, method: Any, data: Any, args: argparse.Namespace) -> dict[str, Measured]:
+    if args.data is not None or args.split is not None or args.skip_bad_rows:
+        raise MMCLError(
+            "--data, --split and --skip-bad-rows are for a run on a folder; this one was trained "
+            "on shapes, and is measured on shapes"
+        )
+    n, seed = args.pairs or PAIRS, SEED if args.seed is None else args.seed
+    if seed == DATA_SEED:
+        raise MMCLError(f"--seed {seed} gives the scenes of the training; take another one")
+    measured = {}
+    if run.method in ("clip", "mct", "fdt"):
+        on, test = f"{n} scenes of seed {seed}", run.scenes(n, seed)
+        measured["recall"] = Measured(on, measures.recall(method, test))
+        if run.method == "fdt":
+            measured["codebook"] = Measured(on, measures.codebook(method, test))
+            return measured
+    # Classes need scenes with one object, and probes other ones to learn from.
+    on, test = f"{n} one-object scenes of seed {seed + 2}", run.scenes(n, seed + 2, objects="1-1")
+    if run.method == "fusion":
+        values = measures.accuracy_by_modalities(
+            method, data, test, method.modalities, classifier="own"
+        )
+        return {"accuracy": Measured(on, values)}
+    if run.method == "gmc" and run.objects == "1-1":
+        learn, whose = data, "those of the training"
+    else:
+        learn = run.scenes(2 * n, seed + 1, objects="1-1")
+        whose = f"{2 * n} of seed {seed + 1}"
+    on += f" (probe: {whose})"
+    if run.method == "gmc":
+        values = measures.accuracy_by_modalities(method, learn, test, method.modalities)
+        return {"accuracy": Measured(on, values)}
+    return measured | {"probes": Measured(on, measures.probes(method, learn, test))}
+
+
+def _on_pictures(run: Run, method: Any, data: Any, args: argparse.Namespace) -> dict[str, Measured]:
+    if args.pairs is not None or args.seed is not None:
+        raise MMCLError(
+            "--pairs and --seed are for a run on shapes; this one was trained on a folder, and is "
+            "measured on all pictures of --data and --split"
+        )
+    if run.method == "moco":
+        raise MMCLError(
+            "moco embeds pictures alone, and those of a folder have no labels: there is nothing to "
+            "measure here"
+        )
+    test, on = data, f"the {len(data)} pictures of the training"
+    if args.data is not None or args.split is not None:
+        root = run.data if args.data is None else args.data
+        skip = args.skip_bad_rows or bool(run.skip_bad_rows)
+        test = run.pictures(root, args.split, data.tokenizer, skip_bad_rows=skip)
+        on = f"{len(test)} pictures of {root}"
+        on += "" if args.split is None else f", split {args.split}"
+    measured = {"recall": Measured(on, measures.recall(method, test))}
+    if run.method == "fdt":
+        measured["codebook"] = Measured(on, measures.codebook(method, test))
+    return measured
+
+
+# --- tables: a title, the names of the columns, the rows ------------------------------------------
+
+Table = tuple[str, list[str], dict[str, list[str]]]
+
+NAMES = {
+    "image": "pictures",
+    "caption": "captions",
+    "image_to_caption": "picture to caption",
+    "caption_to_image": "caption to picture",
+}
+
+
+def _recall_table(run: Run, values: dict[str, float]) -> Table:
+    columns: dict[str, None] = {}  # an ordered set
+    rows: dict[str, list[str]] = {}
+    for key, value in values.items():
+        name, _, k = key.partition("@")
+        columns[f"@{k}"] = None
+        rows.setdefault(NAMES.get(name, name), []).append(f"{value:.3f}")
+    return "recall", list(columns), rows
+
+
+def _codebook_table(run: Run, values: dict[str, float]) -> Table:
+    columns = {"active": ".1f", "used": ".0f", "perplexity": ".1f"}
+    rows = {
+        NAMES[m]: [format(values[f"{m}_{c}"], form) for c, form in columns.items()]
+        for m in ("image", "caption")
+    }
+    return "tokens", ["active in one", "used in all", "perplexity"], rows
+
+
+def _probes_table(run: Run, values: dict[str, float]) -> Table:
+    # MoCo is trained without captions.
+    told = () if run.method == "moco" else NAMED_AT_DETAIL[run.detail or 0]
+    rows = {
+        name: [
+            f"{values[name]:.3f}",
+            f"{values[f'{name}_chance']:.3f}",
+            "yes" if name in told else "no",
+        ]
+        for name in ATTRIBUTES
+    }
+    return "read from pictures", ["accuracy", "chance", "told by captions in training"], rows
+
+
+def _accuracy_table(run: Run, values: dict[str, float]) -> Table:
+    rows = {name: [f"{value:.3f}"] for name, value in values.items()}
+    return "shape and colour together, told from", ["accuracy"], rows
+
+
+TABLES: dict[str, Callable[[Run, dict[str, float]], Table]] = {
+    "recall": _recall_table,
+    "codebook": _codebook_table,
+    "probes": _probes_table,
+    "accuracy": _accuracy_table,
+}
+
+
+def _print_table(columns: list[str], rows: dict[str, list[str]]) -> None:
+    first = max(map(len, rows))
+    for name, cells in [("", columns), *rows.items()]:
+        aligned = (f"{cell:>{max(6, len(c))}}" for cell, c in zip(cells, columns, strict=True))
+        print(f"  {name:{first}}  {'  '.join(aligned)}")
+
+
+# --- what can be typed ----------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Train a method of multimodal contrastive learning, and measure it.",
+        epilog=f"{PROGRAM} train --help and {PROGRAM} evaluate --help say the rest.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,evaluate}")
+    _train_options(commands)
+    _evaluate_options(commands)
+    return parser
+
+
+def _train_options(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a method; writes a folder with run.json and checkpoint.pt",
+        description=TRAIN,
+        epilog=TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("what, on what, where to").add_argument
+    add(
+        "--method",
+        choices=METHODS,
+        help="what to train. clip, mct, fdt, gmc: pictures with captions (mct and gmc: with tags, "
+        "too, where there are some); moco: pictures alone; fusion: a classifier of shape and "
+        "colour. No default.",
+    )
+    add(
+        "--data",
+        metavar="shapes|FOLDER",
+        help="shapes: scenes that the library draws (nothing is downloaded). FOLDER: captioned "
+        "pictures in the layout of Flickr8k or COCO. No default.",
+    )
+    add("--out", metavar="FOLDER", required=True, help="where to put the run; made if missing.")
+    add = parser.add_argument_group("only with --data shapes").add_argument
+    add(
+        "--pairs",
+        type=_count,
+        metavar="N",
+        help=f"number of scenes, each with captions; default {OF_SHAPES['pairs']}.",
+    )
+    add(
+        "--detail",
+        type=int,
+        choices=NAMED_AT_DETAIL,
+        help="what captions tell. 1 shape, 2 and colour, 3 and size and texture, 4 and "
+        f"position; default {OF_SHAPES['detail']}.",
+    )
+    add(
+        "--objects",
+        type=_objects,
+        metavar="LOW-HIGH",
+        help="number of objects in a scene, from 1 to 4; default "
+        f"{OF_SHAPES['objects']}. fusion needs 1-1.",
+    )
+    add = parser.add_argument_group("only with --data FOLDER").add_argument
+    add(
+        "--split",
+        metavar="NAME",
+        help="which part of it, such as train (Flickr8k) or train2017 (COCO); default: all.",
+    )
+    add(
+        "--skip-bad-rows",
+        action="store_const",
+        const=True,
+        help="leave out unusable rows and pictures, and say which; default: stop at them.",
+    )
+    add = parser.add_argument_group("how to train").add_argument
+    add(
+        "--size",
+        type=_count,
+        metavar="PIXELS",
+        help=f"side of the square pictures, a multiple of 8; default {OF_SHAPES['size']} for "
+        f"shapes (which need 24), {OF_A_FOLDER['size']} for a folder.",
+    )
+    epochs, sizes = (
+        ", ".join(f"{method} {default(method, name)}" for method in METHODS)
+        for name in ("epochs", "batch_size")
+    )
+    add("--epochs", type=_count, metavar="N", help=f"passes over the data; default: {epochs}.")
+    add(
+        "--batch-size",
+        type=_count,
+        metavar="N",
+        help=f"pairs in one step, of all processes together; default: {sizes}.",
+    )
+    add(
+        "--lr",
+        type=float,
+        metavar="RATE",
+        help=f"the highest learning rate (of AdamW); default {ALWAYS['lr']}.",
+    )
+    add(
+        "--seed",
+        type=_seed,
+        metavar="N",
+        help="of the first weights, the order of the pairs and the augmentation, not of the "
+        f"scenes; default {ALWAYS['seed']}.",
+    )
+    _device_option(add)
+    add(
+        "--autocast",
+        action="store_const",
+        const=True,
+        help="compute in bfloat16 where that is safe: faster on GPUs, slower on many CPUs; "
+        "default: float32.",
+    )
+    group = parser.add_argument_group("stopping, going on, printing")
+    add = group.add_argument
+    add(
+        "--checkpoint-every",
+        type=_count,
+        metavar="STEPS",
+        help="write checkpoint.pt after each so many steps; default: after each epoch.",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out as if it had never stopped (all other arguments may be "
+        "left out); begin it if there is none. Default: stop if there is one.",
+    )
+    bar = group.add_mutually_exclusive_group()
+    bar.add_argument(
+        "--quiet", action="store_true", help="print the last line only; default: what goes on."
+    )
+    bar.add_argument(
+        "--progress",
+        action="store_true",
+        help="show the bar in log files, too; default: on a terminal only.",
+    )
+
+
+def _evaluate_options(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure what was trained",
+        description=EVALUATE,
+        epilog=EVALUATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", metavar="FOLDER", help="the --out of train.")
+    add = parser.add_argument_group("only for a run on shapes").add_argument
+    add(
+        "--pairs",
+        type=_count,
+        metavar="N",
+        help=f"number of scenes; default {PAIRS}. Probes learn from twice as many others.",
+    )
+    add(
+        "--seed",
+        type=_seed,
+        metavar="N",
+        help=f"of the scenes; default {SEED}. Not {DATA_SEED}, that of the training. "
+        "Probes take the next two.",
+    )
+    add = parser.add_argument_group("only for a run on a folder").add_argument
+    add(
+        "--data",
+        metavar="FOLDER",
+        help="measure on these pictures; default: on those of the training.",
+    )
+    add(
+        "--split",
+        metavar="NAME",
+        help="which part of it to measure on; default: that of the training, or with --data all.",
+    )
+    add(
+        "--skip-bad-rows",
+        action="store_true",
+        help="leave out unusable rows and pictures; default: as in training.",
+    )
+    add = parser.add_argument_group("where, and how to print").add_argument
+    _device_option(add)
+    add("--json", action="store_true", help="print JSON; default: tables.")
+
+
+def _device_option(add: Callable[..., object]) -> None:
+    add(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1 and so on; default: the GPU if there is one. Of several processes, "
+        "each takes its own GPU.",
+    )
+
+
+TRAIN = """\
+Trains a method with the settings of the book, on drawn scenes of shapes or on a
+folder of captioned pictures. A run is a folder: run.json has the arguments,
+checkpoint.pt the weights and all that --resume needs."""
+
+TRAIN_EXAMPLES = f"""\
+examples:
+  CLIP on 5,000 scenes, about a minute on two cores; then go on after Ctrl-C:
+    {PROGRAM} train --method clip --data shapes --out runs/clip
+    {PROGRAM} train --resume --out runs/clip
+  A classifier, to see what it does when a modality is missing:
+    {PROGRAM} train --method fusion --data shapes --objects 1-1 --out runs/fusion
+  Two processes that train as one (torchrun is python -m torch.distributed.run):
+    torchrun --nproc-per-node 2 -m mmcl_core train --method mct --data shapes --out runs/mct"""
+
+EVALUATE = """\
+Measures a run of train, on scenes that it was not trained on:
+  clip, mct, fdt   recall among all pairs, in both directions; a caption that is
+                   word for word the right one counts
+  fdt              how pictures and captions use its tokens
+  clip, mct, moco  what a linear probe reads from the features of pictures
+  gmc, fusion      accuracy of shape and colour from each choice of modalities
+                   (tags name both, and so do captions from --detail 2 on)
+A run on a folder: recall, on its own pictures or on those of --data, --split."""
+
+EVALUATE_EXAMPLES = f"""\
+examples:
+  {PROGRAM} train --method clip --data shapes --out runs/clip
+  {PROGRAM} evaluate runs/clip
+  {PROGRAM} evaluate runs/clip --pairs 200 --seed 778 --json"""
+
+
+def _whole(text: str, least: int, expected: str) -> int:
+    if not text.isdecimal() or int(text) < least or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected {expected}; got {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1, "a whole number, at least 1")
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, "a whole number from 0 to 2^32 - 1")
+
+
+def _objects(text: str) -> str:
+    low, dash, high = text.partition("-")
+    if not (low.isdecimal() and (high.isdecimal() if dash else True)):
+        raise argparse.ArgumentTypeError(f"expected LOW-HIGH, such as 1-3; got {text!r}")
+    return f"{int(low)}-{int(high or low)}"  # "2" is "2-2"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
