@@ -173,9 +173,11 @@ class FDT(CLIP):
         if self.training and self.cooling and int(self.step) == self.cooling.steps:
             self.cooling.at(self.cooling.steps + 1)  # raises
         self._seen = {}
-        parts = super().loss(batch)
-        usage = {name: codebook_usage(weights) for name, weights in self._seen.items()}
-        self._seen = None
+        try:
+            parts = super().loss(batch)
+            usage = {name: codebook_usage(weights) for name, weights in self._seen.items()}
+        finally:
+            self._seen = None
         if self.training:
             self._usage = usage if len(batch["image"]) > 2 else {}
         watched = {f"active_{name}": of.active for name, of in usage.items()}
