@@ -204,7 +204,7 @@ def test_what_ends_before_the_first_checkpoint_leaves_nothing(run, tmp_path, mon
 @pytest.mark.slow
 def test_two_processes_train_as_one(run, tmp_path) -> None:
     data = draw_folder(tmp_path / "data")  # one caption each: nothing is drawn at random
-    arguments = ["--method", "clip", "--data", str(data), *SMALL, "--epochs", "2", "--lr", "5e-4"]
+    arguments = ["--method", "clip", "--data", str(data), *SMALL, "--epochs", "2", "--lr", "2e-4"]
     assert run("train", *arguments, "--out", tmp_path / "one")[0] == 0
     two = tmp_path / "two"
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmcl_core"]
@@ -217,6 +217,9 @@ def test_two_processes_train_as_one(run, tmp_path) -> None:
     assert done.stdout.startswith("6 steps in ")
     assert done.stdout.count("\n") == 1  # one of the two speaks
     assert_same_weights(weights(two), weights(tmp_path / "one"), 1e-5)
+    begun = program.read_run(two)
+    first = begun.recipe(begun.training_data(two)).method.encoders["image"].position
+    assert (weights(two)["encoders.image.position"] - first).abs().max() > 3e-4
     assert json.loads((two / "run.json").read_text())["begun_with"]["processes"] == 2
 
     code, _, err = run("train", "--resume", "--out", two)
