@@ -16,14 +16,9 @@ from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.losses import gmc_loss
 from mmcl_core.losses.gmc import _MILD, VARIANTS
 from tests import reference
+from tests.compare import assert_same, scalar, unit, value_and_gradients
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
-
-
-def unit(size: int, width: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(size, width, generator=generator, dtype=torch.float64)
-    return F.normalize(values, dim=1).to(dtype)
 
 
 def samples(
@@ -35,27 +30,9 @@ def samples(
     return [joint, *(F.normalize(m, dim=1) for m in near)]
 
 
-def value_and_gradients(loss: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
-    leaves = [t.detach().clone().requires_grad_() for t in inputs]
-    value = loss(*leaves)
-    return [value.detach(), *torch.autograd.grad(value, leaves)]
-
-
-def assert_same(got: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    """Each within `tolerance` of the largest element expected."""
-    for a, b in zip(got, expected, strict=True):
-        assert a.isfinite().all()
-        a, b = a.double(), b.double()
-        assert float((a - b).abs().max()) <= tolerance * max(float(b.abs().max()), 1e-30)
-
-
 def of(temperature: Any, **kwargs: Any) -> Callable[..., Tensor]:
     """The loss as a function of joint, then modalities."""
     return lambda joint, *parts: gmc_loss(parts, joint, temperature, **kwargs)
-
-
-def scalar(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.tensor(value, dtype=dtype)
 
 
 sizes, widths, counts = st.integers(2, 7), st.integers(2, 5), st.integers(1, 4)

@@ -298,7 +298,7 @@ def test_moco_of_a_folder_has_nothing_to_measure(run, tmp_path) -> None:
 def test_help_speaks_of_each_option(command, run) -> None:
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
-    parsers = program._parser()._subparsers._group_actions[0].choices
+    parsers = program.parser()._subparsers._group_actions[0].choices
     for action in parsers[command]._actions:
         assert action.help
         for option in action.option_strings:
@@ -318,7 +318,7 @@ def test_the_examples_of_the_help_can_be_typed(command, run) -> None:
     ]
     assert len(examples) >= 3
     for example in examples:
-        args = program._parser().parse_args(example)
+        args = program.parser().parse_args(example)
         if example[0] == "train" and not args.resume:
             assert program._new_run(args).method == args.method
 

@@ -22,6 +22,7 @@ from mmcl_core.methods import MoCo, moco
 from mmcl_core.methods.moco import KeyQueue, MomentumCopy
 from mmcl_core.training import fit, load_checkpoint, save_checkpoint
 from tests import reference
+from tests.compare import unit
 from tests.test_distributed import scenes
 
 Batch = dict[str, Tensor]
@@ -38,11 +39,6 @@ def small(modality: str = "image", seed: int = 0, **kwargs: Any) -> MoCo:
 
 def double(batch: Batch) -> Batch:
     return {name: v.double() if v.is_floating_point() else v for name, v in batch.items()}
-
-
-def unit(size: int, width: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(size, width, generator=generator, dtype=torch.float64), dim=1)
 
 
 # --- what a step may change; the tests of MCT use these, too --------------------------------------

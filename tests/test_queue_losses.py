@@ -14,7 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.losses import info_nce, queue_hinge, queue_info_nce
 from tests import reference
-from tests.test_losses import assert_same, pairs, scalar, unit, value_and_gradients
+from tests.compare import assert_same, pairs, scalar, unit, value_and_gradients
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
 

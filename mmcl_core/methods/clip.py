@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import require
+from mmcl_core.data.batches import at_hand, require
 from mmcl_core.data.groups import caption_groups
 from mmcl_core.distributed import gather, own_rows
 from mmcl_core.encoders import ProjectionHead, width_of
-from mmcl_core.errors import MissingModalityError, MMCLError
+from mmcl_core.errors import MMCLError
 from mmcl_core.losses import clip_loss
 
 MAX_LOGIT_SCALE = 100.0
@@ -93,11 +93,7 @@ class CLIP(nn.Module):
         Raises:
             MissingModalityError: neither picture nor caption is there.
         """
-        present = [m for m in self.modalities if m in batch]
-        if not present:
-            raise MissingModalityError(
-                f"CLIP embeds image, caption, or both; the batch holds {sorted(batch)}"
-            )
+        present = at_hand(batch, f"{type(self).__name__} embeds", self.modalities)
         vectors = [self._embed_one(batch, m) for m in present]
         return vectors[0] if len(vectors) == 1 else F.normalize(vectors[0] + vectors[1], dim=-1)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import require
+from mmcl_core.data.batches import at_hand, require
 from mmcl_core.encoders import Encoded, width_of
 from mmcl_core.errors import MissingModalityError, MMCLError
 from mmcl_core.grounding import (
@@ -217,15 +217,11 @@ class FDT(CLIP):
             MissingModalityError: neither picture nor caption is there.
         """
         found = {}
-        for name in (m for m in self.modalities if m in batch):
+        for name in at_hand(batch, "FDT grounds", self.modalities):
             head, encoded = self._encode(batch, name)
             weights = head(encoded.tokens, self.codebook, encoded.mask).weights
             scores = head.scores(encoded.tokens, self.codebook)
             found[name] = TokenAttention(scores, weights, encoded.mask)
-        if not found:
-            raise MissingModalityError(
-                f"FDT grounds image, caption, or both; the batch holds {sorted(batch)}"
-            )
         return found
 
     def _encode(self, batch: Batch, modality: str) -> tuple[FDTGrounding, Encoded]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmcl_core.data.batches import at_hand
 from mmcl_core.distributed import average
 from mmcl_core.encoders import width_of
 from mmcl_core.errors import DataError, MissingModalityError, MMCLError, ShapeError
@@ -178,15 +179,7 @@ class LateFusion(nn.Module):
 
     def _features(self, batch: Batch) -> Batch:
         """The pooled features [B, F] of the modalities at hand."""
-        present = [m for m in self.modalities if m in batch]
-        if not present:
-            raise MissingModalityError(
-                f"LateFusion takes {', '.join(self.modalities)}, or some of them; the batch holds "
-                f"{sorted(batch)}"
-            )
-        sizes = {m: len(batch[m]) for m in present}
-        if len(set(sizes.values())) > 1:
-            raise ShapeError(f"expected one number of samples in all modalities; got {sizes}")
+        present = at_hand(batch, "LateFusion takes", self.modalities)
         return {m: self.encoders[m](batch[m]).pooled for m in present}
 
     def _joined(self, features: Batch, keep: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import require
+from mmcl_core.data.batches import at_hand, require
 from mmcl_core.distributed import gather, own_rows
 from mmcl_core.encoders import ProjectionHead, width_of
 from mmcl_core.errors import MissingModalityError, MMCLError
@@ -110,15 +110,9 @@ class GMC(nn.Module):
         Raises:
             MissingModalityError: no modality is there.
         """
-        present = [m for m in self.modalities if m in batch]
+        present = at_hand(batch, "This GMC embeds", self.modalities)
         if len(present) == len(self.modalities):
             return self.embed_joint(batch)
-        if not present:
-            raise MissingModalityError(
-                f"this GMC embeds {', '.join(self.modalities)}, or some of them; the batch holds "
-                f"{sorted(batch)}"
-            )
-        require(batch, "This embedding needs", *present)
         mean = torch.stack([self.embed_modality(batch, m) for m in present]).mean(0)
         return F.normalize(mean, dim=-1) if self.average == "sphere" else mean
 

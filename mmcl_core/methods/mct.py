@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import require
+from mmcl_core.data.batches import at_hand, require
 from mmcl_core.data.groups import caption_codes
 from mmcl_core.encoders import ProjectionHead, width_of
-from mmcl_core.errors import MissingModalityError, MMCLError
+from mmcl_core.errors import MMCLError
 from mmcl_core.losses import queue_hinge, queue_info_nce
 from mmcl_core.methods.moco import KeyQueue, MomentumCopy
 
@@ -190,11 +190,7 @@ class MCT(nn.Module):
         Raises:
             MissingModalityError: neither picture nor caption is there.
         """
-        present = [m for m in self.modalities if m in batch]
-        if not present:
-            raise MissingModalityError(
-                f"MCT embeds image, caption, or both; the batch holds {sorted(batch)}"
-            )
+        present = at_hand(batch, "MCT embeds", self.modalities)
         return F.normalize(sum(self.query[m](batch[m])[1] for m in present), dim=-1)
 
     def after_step(self) -> None:
