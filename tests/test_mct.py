@@ -627,7 +627,9 @@ def test_embeds_whatever_is_there() -> None:
     pooled = model.encoders["image"](batch["image"]).pooled
     inter = F.normalize(model.query["image"].inter(pooled), dim=1)
     torch.testing.assert_close(image, inter)
-    with pytest.raises(MissingModalityError, match=r"image, caption, or some of them; .*\['tags'\]"):
+    with pytest.raises(
+        MissingModalityError, match=r"image, caption, or some of them; .*\['tags'\]"
+    ):
         model.embed({"tags": batch["tags"]})
 
 
