@@ -1,4 +1,4 @@
-"""evaluation.py against naive loops, closed forms, NumPy and scikit-learn."""
+"""Measures against naive loops, closed forms, NumPy and scikit-learn."""
 
 import math
 import subprocess
@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmcl_core import evaluation
 from mmcl_core.data.groups import caption_groups
 from mmcl_core.data.tokenizer import WordTokenizer
 from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
@@ -24,7 +23,9 @@ from mmcl_core.evaluation import (
     missing_modality,
     modality_gap,
     recall_at_k,
+    retrieval,
     shift_gap,
+    space,
     uniformity,
     zero_shot,
 )
@@ -202,9 +203,9 @@ def test_recall_in_chunks_is_the_same(monkeypatch):
     q, keys, groups = draw(50, 8), draw(50, 8, seed=1), torch.arange(50) // 3
     whole = recall_at_k(q, keys, (1, 5), groups=groups)
     assert 0 < whole[1] < whole[5] < 1
-    monkeypatch.setattr(evaluation, "_BLOCK", 7 * 50)
+    monkeypatch.setattr(retrieval, "_BLOCK", 7 * 50)
     assert recall_at_k(q, keys, (1, 5), groups=groups) == whole
-    monkeypatch.setattr(evaluation, "_BLOCK", 1)
+    monkeypatch.setattr(retrieval, "_BLOCK", 1)
     assert recall_at_k(q, keys, (1, 5), groups=groups) == whole
 
 
@@ -595,7 +596,7 @@ def test_uniformity_in_chunks_is_the_same(monkeypatch):
     x = draw(60, 8)
     whole = uniformity(x)
     for block in (1, 60 * 7):
-        monkeypatch.setattr(evaluation, "_BLOCK", block)
+        monkeypatch.setattr(space, "_BLOCK", block)
         assert uniformity(x) == pytest.approx(whole, abs=1e-12)
 
 

@@ -1,0 +1,116 @@
+"""Embeds whole data sets with a method."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
+from mmcl_core.evaluation.checks import _matrix
+
+Batch = dict[str, Tensor]
+
+
+class BatchSource(Protocol):
+    """Data that can be embedded: whole batches by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch: ...
+
+
+def embed_all(
+    method: nn.Module,
+    data: BatchSource | Batch,
+    modalities: Sequence[str] = ("image",),
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Embeds all samples, in order, in eval mode and without gradients.
+
+    Args:
+        method: has `embed(batch) -> [B, D]`. Its train or eval mode is afterwards as before.
+        data: a data set with `__len__` and `__getitems__`, or one batch of any size.
+        modalities: the keys of the batch that `embed` is given; no others.
+        batch_size: samples embedded at once.
+        device: where to embed; the method is moved there. None is where the method is.
+
+    Returns:
+        float32 [N, D], on the CPU.
+
+    Raises:
+        MissingModalityError: a modality is not in the data.
+        ShapeError: the data is empty, or `embed` returns anything but finite [B, D].
+    """
+    if device is not None:
+        method.to(device)
+    return _matrix(_rows(method, "embed", data, modalities, batch_size), "the embeddings")
+
+
+def _rows(
+    method: nn.Module,
+    verb: str,
+    data: BatchSource | Batch,
+    modalities: Sequence[str],
+    batch_size: int,
+) -> Tensor:
+    """What `method.<verb>(batch)` gives for all samples, as float32 [N, D] on the CPU."""
+    if isinstance(modalities, str) or not modalities:
+        raise MMCLError(f"expected modalities such as ('image',); got {modalities!r}")
+    if batch_size < 1:
+        raise MMCLError(f"batch_size must be at least 1; got {batch_size}")
+    if not callable(getattr(method, verb, None)):
+        raise MMCLError(f"method must have {verb}(batch); {type(method).__name__} has none")
+    place = _place(method)
+    apply = getattr(method, verb)
+    modes = [(module, module.training) for module in method.modules()]
+    method.eval()
+    rows = []
+    try:
+        with torch.no_grad():
+            for batch in _batches(data, batch_size):
+                if absent := [name for name in modalities if name not in batch]:
+                    raise MissingModalityError(
+                        f"expected {list(modalities)}; the data has no "
+                        f"{' and no '.join(absent)}, only {sorted(batch)}"
+                    )
+                x = apply({m: batch[m].to(place, non_blocking=True) for m in modalities})
+                size = len(batch[modalities[0]])
+                if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != size:
+                    found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                    raise ShapeError(f"method.{verb} must return [{size}, D]; got {found}")
+                rows.append(x.float().cpu())
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return torch.cat(rows)
+
+
+def _place(method: nn.Module) -> torch.device:
+    return next((p.device for p in method.parameters()), torch.device("cpu"))
+
+
+def _batches(data: BatchSource | Batch, batch_size: int) -> Iterator[Batch]:
+    if isinstance(data, dict):
+        sizes = {name: len(value) for name, value in data.items()}
+        if len(set(sizes.values())) != 1:
+            raise ShapeError(f"expected a batch with one number of samples; got {sizes}")
+        n = next(iter(sizes.values()))
+    else:
+        for name in ("__len__", "__getitems__"):
+            if not callable(getattr(data, name, None)):
+                raise MMCLError(
+                    "data must be a batch, or have __len__ and __getitems__(indices); "
+                    f"{type(data).__name__} has no {name}"
+                )
+        n = len(data)
+    if n == 0:
+        raise ShapeError("expected at least one sample; the data is empty")
+    for i in range(0, n, batch_size):
+        j = min(i + batch_size, n)
+        if isinstance(data, dict):
+            yield {name: value[i:j] for name, value in data.items()}
+        else:
+            yield data.__getitems__(list(range(i, j)))

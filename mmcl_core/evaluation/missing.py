@@ -1,0 +1,109 @@
+"""Missing modalities: what a method still tells from those at hand."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.evaluation.checks import _check_classes, _labels, _matrix
+from mmcl_core.evaluation.embedding import Batch, BatchSource, _place, _rows, embed_all
+from mmcl_core.evaluation.probes import _chance, _fit_probe
+
+
+@dataclass(frozen=True, eq=False)
+class MissingModality:
+    """What a method still tells when modalities are missing.
+
+    Attributes:
+        accuracy: the modalities at hand -> share of the test labels told; every non-empty subset,
+            the small ones first.
+        chance: accuracy of always naming the commonest test label.
+        predictions: the modalities at hand -> int64 [M], of the test samples.
+        converged: whether the solver of the probe ended by itself; True without a probe.
+    """
+
+    accuracy: dict[tuple[str, ...], float]
+    chance: float
+    predictions: dict[tuple[str, ...], Tensor] = field(repr=False)
+    converged: bool
+
+
+def missing_modality(
+    method: nn.Module,
+    train: BatchSource | Batch,
+    train_y: Tensor,
+    test: BatchSource | Batch,
+    test_y: Tensor,
+    modalities: Sequence[str],
+    *,
+    classifier: Literal["probe", "own"] = "probe",
+    C: float = 1.0,
+    max_iter: int = 1000,
+    batch_size: int = 256,
+) -> MissingModality:
+    """Classifies test samples of which only some modalities are there, for every choice of them.
+
+    The classifier learned from complete samples, and is the same for every choice (as in GMC:
+    Poklukar et al., ICML 2022). The method's mode and the random state are afterwards as before.
+
+    Args:
+        method: embeds every non-empty subset of `modalities`.
+        train: complete samples. The method stays as it is: only the probe learns from them.
+        train_y: int64 [N], the class of each sample.
+        test: complete samples too; what is missing is left out here.
+        test_y: int64 [M].
+        modalities: the keys of the batch, each once.
+        classifier: "probe" is a `linear_probe` on the embeddings of all `modalities`; "own" is the
+            method's own `logits(batch) -> [B, classes]`. Of `train` and `train_y`, "own" looks at
+            the classes only.
+        C: see `linear_probe`.
+        max_iter: see `linear_probe`.
+        batch_size: samples embedded at once.
+
+    Raises:
+        MissingModalityError: a modality is not in the data, or the method cannot serve a subset.
+        ShapeError: labels of another shape or number.
+        MMCLError: fewer than two classes to train on, test labels that training lacks, a modality
+            named twice, or a classifier that is not there.
+    """
+    if isinstance(modalities, str) or not modalities or len(set(modalities)) < len(modalities):
+        raise MMCLError(
+            f"expected modalities such as ('image', 'tags'), each once; got {modalities!r}"
+        )
+    if classifier not in ("probe", "own"):
+        raise MMCLError(f"classifier must be 'probe' or 'own'; got {classifier!r}")
+    y, truth = _labels(train_y, train_y, "train_y"), _labels(test_y, test_y, "test_y")
+    if y.ndim != 1 or truth.ndim != 1:
+        raise ShapeError(f"expected labels [N] and [M]; got {list(y.shape)}, {list(truth.shape)}")
+    _check_classes(y, truth)
+    place, predictions = _place(method), {}
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        if classifier == "probe":
+            x = embed_all(method, train, modalities, batch_size=batch_size)
+            predict, converged = _fit_probe(x, _labels(train_y, x, "train_y"), C, max_iter)
+            verb = "embed"
+        else:
+            verb, predict, converged = "logits", _largest, True
+        for size in range(1, len(modalities) + 1):
+            for present in itertools.combinations(modalities, size):
+                rows = _rows(method, verb, test, present, batch_size)
+                rows = _matrix(rows, f"{verb} of {' and '.join(present)}")
+                _labels(test_y, rows, "test_y")  # one for each sample
+                if classifier == "own" and truth.max() >= rows.shape[1]:
+                    raise MMCLError(
+                        f"expected test labels from 0 to {rows.shape[1] - 1}, the classes of the "
+                        f"method; got up to {int(truth.max())}"
+                    )
+                predictions[present] = predict(rows)
+    accuracy = {
+        present: (found == truth).double().mean().item() for present, found in predictions.items()
+    }
+    return MissingModality(accuracy, _chance(truth), predictions, converged)
+
+
+def _largest(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=1)

@@ -1,0 +1,49 @@
+"""Every plot of the book: one house style, safe for colour-blind readers, on a light panel.
+
+A function here takes numbers that were computed elsewhere and returns a matplotlib `Figure`, as
+the last line of a cell or as a frame of `mmcl_core.widgets.scrub`. It computes nothing itself.
+Titles are findings, and the caller writes them: only the caller knows what was found.
+"""
+
+from mmcl_core.figures.charts import bars, curve_panels, curves, histograms
+from mmcl_core.figures.heatmaps import matrices
+from mmcl_core.figures.pictures import pairs, scenes
+from mmcl_core.figures.spaces import circles, similarity_and_map
+from mmcl_core.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    MARKERS,
+    ORANGE,
+    PALETTE,
+    PURPLE,
+    RED,
+    SKY,
+    STYLE,
+    YELLOW,
+    house_style,
+)
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "MARKERS",
+    "ORANGE",
+    "PALETTE",
+    "PURPLE",
+    "RED",
+    "SKY",
+    "STYLE",
+    "YELLOW",
+    "bars",
+    "circles",
+    "curve_panels",
+    "curves",
+    "histograms",
+    "house_style",
+    "matrices",
+    "pairs",
+    "scenes",
+    "similarity_and_map",
+]

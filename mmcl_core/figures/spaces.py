@@ -1,0 +1,105 @@
+"""Points of an embedding space: on the unit circle, or on a map in two dimensions."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mmcl_core.figures.heatmaps import _draw_matrix
+from mmcl_core.figures.style import GREY, MARKERS, PALETTE, Array, _array, house_style
+
+
+@house_style
+def similarity_and_map(
+    similarity: Array,
+    points: Mapping[str, Tensor],
+    groups: Tensor,
+    *,
+    group_names: Sequence[str],
+    limits: float,
+    title: str = "",
+) -> Figure:
+    """A matrix of cosines beside a map in two dimensions: colours are groups, markers are sides.
+
+    Args:
+        similarity: [R, C].
+        points: side (such as "pictures") -> [N, 2].
+        groups: int64 [N], the group of each point.
+        group_names: name of each group.
+        limits: the map reaches from -limits to limits on both axes, in every frame.
+        title: the finding.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.7), width_ratios=(1, 1.15))
+    _draw_matrix(left, similarity, limits=(-1, 1), cmap="RdBu_r")
+    left.set(title="similarity (cosine)", xlabel="caption", ylabel="picture")
+    figure.colorbar(left.images[0], ax=left, shrink=0.8)
+    number = _array(groups)
+    for (side, at), marker in zip(points.items(), ("o", "x"), strict=False):
+        for group, name in enumerate(group_names):
+            here = _array(at)[number == group]
+            right.scatter(
+                here[:, 0], here[:, 1], s=16, marker=marker, color=PALETTE[group],
+                linewidths=1, label=name if marker == "o" else None,
+            )  # fmt: skip
+        right.scatter([], [], s=16, marker=marker, color="#222222", linewidths=1, label=side)
+    right.set(xlim=(-limits, limits), ylim=(-limits, limits), aspect="equal")
+    right.set(title="map of one-object scenes", xlabel="first direction", ylabel="second direction")
+    right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+@house_style
+def circles(
+    panels: Mapping[str, Mapping[str, Array]],
+    *,
+    title: str = "",
+    arrows: Mapping[str, Array] | None = None,
+    partners: tuple[str, str] | None = None,
+    columns: int = 2,
+    panel: float = 2.9,
+) -> Figure:
+    """Groups of points on the unit circle, one circle for each panel.
+
+    Later groups are drawn smaller, so that two points at one place are both seen.
+
+    Args:
+        panels: panel title -> name of a group -> points [N, 2]. All panels have the same groups.
+        title: the finding.
+        arrows: name of a group -> [N, 2], what pulls or pushes each of its points, in every panel.
+        partners: two groups whose rows are joined by a line, row i with row i.
+        columns: panels in a row.
+        panel: width of a panel in inches.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (panel * columns, (panel + 0.25) * rows + 0.35 + 0.3 * bool(title))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    turn = np.linspace(0, 2 * np.pi, 200)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, groups) in zip(axes.flat, panels.items(), strict=False):
+        axis.plot(np.cos(turn), np.sin(turn), color="#bbbbbb", linewidth=1)
+        if partners is not None:
+            for start, end in zip(*(_array(groups[who]) for who in partners), strict=True):
+                axis.plot(*zip(start, end, strict=True), color=GREY, linewidth=0.7, alpha=0.6)
+        for i, (who, points) in enumerate(groups.items()):
+            x, y = _array(points).T
+            axis.scatter(
+                x, y, s=80 / (1 + 1.5 * i), color=PALETTE[i], marker=MARKERS[i], label=who, zorder=3
+            )
+            if arrows is not None and who in arrows:
+                u, v = _array(arrows[who]).T
+                axis.quiver(
+                    x, y, u, v, color=PALETTE[i], width=0.011, zorder=4,
+                    angles="xy", scale_units="xy", scale=1,
+                )  # fmt: skip
+        axis.set(title=name, aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
+    marks, names = axes.flat[0].get_legend_handles_labels()
+    figure.legend(marks, names, loc="outside lower center", ncols=len(names))
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
