@@ -1,6 +1,6 @@
-"""Train a method and measure it from the command line: `python -m mmcl_core --help`.
+"""Train a method, measure it, and make records: `python -m mmcl_core --help`.
 
-Under `torchrun`, the same with several processes that train as one.
+Under `torchrun`, `train` and `evaluate` with several processes that train as one.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +18,11 @@ import torch
 from torch import nn
 
 from mmcl_core.checkpoints import load_checkpoint
-from mmcl_core.data.drawing import ATTRIBUTES
-from mmcl_core.data.shapes import NAMED_AT_DETAIL
 from mmcl_core.distributed import joined, own_device, rank, wait, world_size
 from mmcl_core.errors import CheckpointError, MMCLError
 from mmcl_core.experiments import measures
 from mmcl_core.experiments.options import PAIRS, PROGRAM, SEED, parser
+from mmcl_core.experiments.recording import make_record
 from mmcl_core.experiments.runs import (
     ALWAYS,
     DATA_SEED,
@@ -34,6 +33,7 @@ from mmcl_core.experiments.runs import (
     read_run,
     recorded,
 )
+from mmcl_core.experiments.tables import TABLES, print_table
 from mmcl_core.training import fit
 
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = show
         try:
-            return train(args) if args.command == "train" else evaluate(args)
+            return COMMANDS[args.command](args)
         except KeyboardInterrupt:
             _say(f"{speaker}: stopped")
             return 130
@@ -229,7 +229,7 @@ def evaluate(args: argparse.Namespace) -> int:
     for name, (on, values) in measured.items():
         title, columns, rows = TABLES[name](run, values)
         print(f"\n{title}, on {on}")
-        _print_table(columns, rows)
+        print_table(columns, rows)
     return 0
 
 
@@ -292,70 +292,29 @@ def _on_pictures(run: Run, method: Any, data: Any, args: argparse.Namespace) -> 
     return measured
 
 
-# --- tables: a title, the names of the columns, the rows ------------------------------------------
-
-Table = tuple[str, list[str], dict[str, list[str]]]
-
-NAMES = {
-    "image": "pictures",
-    "caption": "captions",
-    "image_to_caption": "picture to caption",
-    "caption_to_image": "caption to picture",
-}
+# --- experiment -----------------------------------------------------------------------------------
 
 
-def _recall_table(run: Run, values: dict[str, float]) -> Table:
-    columns: dict[str, None] = {}  # an ordered set
-    rows: dict[str, list[str]] = {}
-    for key, value in values.items():
-        name, _, k = key.partition("@")
-        columns[f"@{k}"] = None
-        rows.setdefault(NAMES.get(name, name), []).append(f"{value:.3f}")
-    return "recall", list(columns), rows
+def experiment(args: argparse.Namespace) -> int:
+    """Runs an experiment with several seeds, and writes the record of it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise MMCLError("experiment runs in one process: start it without torchrun")
+    say = (lambda _: None) if args.quiet else _say
+    try:
+        record = make_record(args.name, args.seeds, args.out, say, fresh=args.fresh)
+    except KeyboardInterrupt:
+        _say(
+            "stopped; the same command"
+            f"{', without --fresh,' if args.fresh else ''} goes on where it was: what is finished "
+            f"stands in {args.out}.partial"
+        )
+        return 130
+    runs = record.provenance()["runs"]
+    print(f"{args.name}: {runs}: {args.out}")
+    return 0
 
 
-def _codebook_table(run: Run, values: dict[str, float]) -> Table:
-    columns = {"active": ".1f", "used": ".0f", "perplexity": ".1f"}
-    rows = {
-        NAMES[m]: [format(values[f"{m}_{c}"], form) for c, form in columns.items()]
-        for m in ("image", "caption")
-    }
-    return "tokens", ["active in one", "used in all", "perplexity"], rows
-
-
-def _probes_table(run: Run, values: dict[str, float]) -> Table:
-    # MoCo is trained without captions.
-    told = () if run.method == "moco" else NAMED_AT_DETAIL[run.detail or 0]
-    rows = {
-        name: [
-            f"{values[name]:.3f}",
-            f"{values[f'{name}_chance']:.3f}",
-            "yes" if name in told else "no",
-        ]
-        for name in ATTRIBUTES
-    }
-    return "read from pictures", ["accuracy", "chance", "told by captions in training"], rows
-
-
-def _accuracy_table(run: Run, values: dict[str, float]) -> Table:
-    rows = {name: [f"{value:.3f}"] for name, value in values.items()}
-    return "shape and colour together, told from", ["accuracy"], rows
-
-
-TABLES: dict[str, Callable[[Run, dict[str, float]], Table]] = {
-    "recall": _recall_table,
-    "codebook": _codebook_table,
-    "probes": _probes_table,
-    "accuracy": _accuracy_table,
-}
-
-
-def _print_table(columns: list[str], rows: dict[str, list[str]]) -> None:
-    first = max(map(len, rows))
-    for name, cells in [("", columns), *rows.items()]:
-        aligned = (f"{cell:>{max(6, len(c))}}" for cell, c in zip(cells, columns, strict=True))
-        print(f"  {name:{first}}  {'  '.join(aligned)}")
-
+COMMANDS = {"train": train, "evaluate": evaluate, "experiment": experiment}
 
 if __name__ == "__main__":
     sys.exit(main())

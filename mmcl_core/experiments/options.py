@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmcl_core.data.shapes import NAMED_AT_DETAIL
+from mmcl_core.experiments.recording import EXPERIMENTS
 from mmcl_core.experiments.runs import ALWAYS, DATA_SEED, METHODS, OF_A_FOLDER, OF_SHAPES, default
 
 PROGRAM = "python -m mmcl_core"
@@ -15,11 +16,14 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Train a method of multimodal contrastive learning, and measure it.",
-        epilog=f"{PROGRAM} train --help and {PROGRAM} evaluate --help say the rest.",
+        epilog=f"{PROGRAM} train --help and so on say the rest.",
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="{train,evaluate}")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="{train,evaluate,experiment}"
+    )
     _train_options(commands)
     _evaluate_options(commands)
+    _experiment_options(commands)
     return top
 
 
@@ -189,6 +193,38 @@ def _evaluate_options(commands: Any) -> None:
     add("--json", action="store_true", help="print JSON; default: tables.")
 
 
+def _experiment_options(commands: Any) -> None:
+    parser = commands.add_parser(
+        "experiment",
+        help="run an experiment of the book with several seeds; writes the record of it",
+        description=EXPERIMENT,
+        epilog=EXPERIMENT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "name",
+        metavar="NAME",
+        choices=EXPERIMENTS,
+        help=f"which experiment: {', '.join(EXPERIMENTS)}.",
+    )
+    add(
+        "--seeds",
+        type=_seed,
+        metavar="N",
+        nargs="+",
+        required=True,
+        help="each condition is run once with each; intervals need two or more.",
+    )
+    add("--out", metavar="FILE", required=True, help="where to put the record; JSON.")
+    add(
+        "--fresh",
+        action="store_true",
+        help="run all again; default: only what FILE and FILE.partial do not have.",
+    )
+    add("--quiet", action="store_true", help="print the last line only; default: one a run.")
+
+
 def _device_option(add: Callable[..., object]) -> None:
     add(
         "--device",
@@ -228,6 +264,18 @@ examples:
   {PROGRAM} train --method clip --data shapes --out runs/clip
   {PROGRAM} evaluate runs/clip
   {PROGRAM} evaluate runs/clip --pairs 200 --seed 778 --json"""
+
+
+EXPERIMENT = """\
+Trains and measures what a chapter of the book shows, under all its conditions
+and with each seed. The record holds the results, and what they were made with.
+Each finished run is kept in FILE.partial: after Ctrl-C, the same command goes on.
+Runs are kept as long as the code and the versions that they depend on are."""
+
+EXPERIMENT_EXAMPLES = f"""\
+examples:
+  {PROGRAM} experiment gap --seeds 0 1 2 3 4 --out book/records/gap.json
+  {PROGRAM} experiment gap --seeds 0 --out gap.json --fresh --quiet"""
 
 
 def _whole(text: str, least: int, expected: str) -> int:

@@ -138,7 +138,8 @@ def recorded(run: Run, data: Any, folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         if not run.shapes:
             data.tokenizer.save(files[0])
-        _write(files[-1], {"arguments": asdict(run), "begun_with": versions})
+        content = json.dumps({"arguments": asdict(run), "begun_with": versions}, indent=2)
+        write_whole(files[-1], f"{content}\n")
         yield
     except BaseException:
         if not (folder / "checkpoint.pt").exists():
@@ -150,11 +151,11 @@ def recorded(run: Run, data: Any, folder: Path) -> Iterator[None]:
         raise
 
 
-def _write(path: Path, content: object) -> None:
-    """JSON, whole or not at all."""
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
