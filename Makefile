@@ -4,7 +4,7 @@
 PYTHON ?= python3  # any of 3.11 to 3.13, for the environment
 IN_VENV := .venv/bin/python
 
-.PHONY: book test lint notebooks bench serve clean environment
+.PHONY: book test lint notebooks records bench serve clean environment
 
 book: environment  ## the book, in _build/html
 	@$(IN_VENV) tools/build.py
@@ -17,6 +17,9 @@ lint: environment  ## style and types only
 
 notebooks: environment  ## the notebooks beside the chapters
 	@$(IN_VENV) tools/notebooks.py
+
+records: environment  ## the results over many seeds, in book/records; hours, may be stopped
+	@$(IN_VENV) tools/records.py
 
 bench: environment  ## speed and memory against the naive forms
 	@$(IN_VENV) -m pytest -q -s tests/benchmarks

@@ -6,7 +6,11 @@ import textwrap
 import nbformat
 import notebooks
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from plain_markdown import Book, Page, load_references
+
+from mmcl_core.errors import RecordError
+from mmcl_core.experiments.records import read_record
 
 BIB = """
 @inproceedings{one2020,
@@ -259,12 +263,92 @@ def test_cells_of_a_notebook(root):
     install, top, code, more = notebook.cells
     assert "find_spec" in install.source
     assert "git+https://github.com/o/r" in install.source
+    assert "fetch_record" not in install.source
     assert top.source == "# A chapter\n\nText."
     assert code.source == "print(1)"
     assert code.metadata.jupyter.source_hidden
     assert code.outputs == []
     assert more.source == "More [Welcome](https://github.com/o/r/blob/main/book/intro.md)."
     assert notebook.metadata.kernelspec.name == "python3"
+
+
+RECORD = {
+    "experiment": "gap", "command": "python", "seeds": [0], "conditions": {"c": {}},
+    "made": {key: "1" for key in ("date", "python", "mmcl_core", "torch", "numpy", "scikit-learn")},
+    "results": {"c": {"0": {"m": 1.5}}}, "seconds": {"c": {"0": 1.0}},
+}  # fmt: skip
+RECORD["made"]["machines"] = ["one"]
+
+
+@pytest.fixture
+def fetching(root):
+    """A repository whose address is that of a folder, and the first cell of its chapter as code."""
+    text = CONFIG.replace("https://github.com/o/r", root.as_uri())
+    (root / "_config.yml").write_text(text)
+    path = root / "book" / "part" / "chapter.md"
+    path.write_text(path.read_text().replace("print(1)", 'print(1)\nr = read_record("gap")'))
+    published = root / "raw" / "main" / "book" / "records" / "gap.json"
+    published.parent.mkdir(parents=True)
+    published.write_text(json.dumps(RECORD))
+    (texts, problems) = notebooks.generate(root)
+    assert problems == []
+    cell = nbformat.reads(*texts.values(), as_version=4).cells[0].source
+    return published, TransformerManager().transform_cell(cell)
+
+
+def test_a_notebook_alone_fetches_the_records_that_it_reads(fetching, tmp_path, monkeypatch):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    monkeypatch.chdir(alone)
+    exec(fetching[1], {})
+    assert [path.name for path in (alone / "records").iterdir()] == ["gap.json"]
+    assert read_record("gap").values("c", "m") == [1.5]
+    fetching[0].unlink()
+    exec(fetching[1], {})  # it is there: nothing is fetched
+
+
+def test_in_a_checkout_nothing_is_fetched(fetching, root, monkeypatch):
+    published, code = fetching
+    (root / "book" / "records").mkdir()
+    published.rename(root / "book" / "records" / "gap.json")
+    monkeypatch.chdir(root / "book" / "part")
+    exec(code, {})
+    assert [path.name for path in (root / "book" / "part").iterdir()] == ["chapter.md"]
+    assert read_record("gap").values("c", "m") == [1.5]
+
+
+@pytest.mark.parametrize("content", [None, "<html>Not found</html>", json.dumps(RECORD)[:-9]])
+def test_what_is_no_record_is_told_and_leaves_nothing(content, fetching, tmp_path, monkeypatch):
+    published, code = fetching
+    published.write_text(content) if content else published.unlink()
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    monkeypatch.chdir(alone)
+    with pytest.raises(RecordError, match=published.as_uri()):
+        exec(code, {})
+    assert not (alone / "records").exists()
+
+
+def test_the_first_cell_names_each_record_once(root):
+    path = root / "book" / "part" / "chapter.md"
+    reads = "read_record('gap'), read_record( \"gap\" ), read_record(\n    'b-2'\n)"
+    path.write_text(path.read_text().replace("print(1)", reads))
+    (text,), problems = notebooks.generate(root)[0].values(), notebooks.generate(root)[1]
+    assert problems == []
+    lines = nbformat.reads(text, as_version=4).cells[0].source.splitlines()
+    of = "https://github.com/o/r/raw/main/book/records"
+    assert [line for line in lines if line.startswith("fetch_record(")] == [
+        f'fetch_record("b-2", "{of}/b-2.json")',
+        f'fetch_record("gap", "{of}/gap.json")',
+    ]
+
+
+def test_a_record_must_be_named_where_it_is_read(root):
+    path = root / "book" / "part" / "chapter.md"
+    path.write_text(path.read_text().replace("print(1)", "read_record(name)"))
+    (problem,) = notebooks.generate(root)[1]
+    assert "read_record takes the name itself" in problem
+    assert problem.startswith("book/part/chapter.md:")
 
 
 def test_a_solution_with_code_is_folded(root):

@@ -8,13 +8,14 @@ import sys
 from importlib import util
 from pathlib import Path
 from statistics import mean, stdev
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import records as tool
 
 from mmcl_core import __main__ as program
 from mmcl_core.errors import MMCLError, RecordError
-from mmcl_core.experiments import recording
+from mmcl_core.experiments import options, recording
 from mmcl_core.experiments.fingerprint import fingerprint
 from mmcl_core.experiments.recording import make_record
 from mmcl_core.experiments.records import Record, interval, load_record, next_run, read_record
@@ -217,7 +218,7 @@ KILLED = """
 import os, signal, sys
 from importlib import util
 from pathlib import Path
-from mmcl_core.experiments import recording
+from mmcl_core.experiments import options, recording
 spec = util.spec_from_file_location("fake", Path("fake.py").resolve())
 fake = util.module_from_spec(spec)
 spec.loader.exec_module(fake)
@@ -483,3 +484,29 @@ def test_under_torchrun_it_says_that_it_cannot(fake, capsys, monkeypatch) -> Non
     code, _, err = command(capsys, "fake", "--seeds", 0, "--out", "out.json")
     assert code == 2
     assert "start it without torchrun" in err
+
+
+# --- make records ---------------------------------------------------------------------------------
+
+
+def test_make_records_calls_the_command_for_each_experiment(monkeypatch) -> None:
+    called = []
+    codes = {"one": 0, "two": 2, "three": 0}
+
+    def started(command: list[str], cwd: Path) -> SimpleNamespace:
+        called.append(program.parser().parse_args(command[3:]))
+        return SimpleNamespace(wait=lambda: codes[command[4]])
+
+    monkeypatch.setattr(recording, "EXPERIMENTS", dict.fromkeys(codes))
+    monkeypatch.setattr(tool, "EXPERIMENTS", dict.fromkeys(codes))
+    monkeypatch.setattr(options, "EXPERIMENTS", dict.fromkeys(codes))
+    monkeypatch.setattr(tool.subprocess, "Popen", started)
+    assert tool.main([]) == 2  # that of the one which failed; the others are made
+    assert [args.name for args in called] == ["one", "two", "three"]
+    assert called[0].seeds == list(range(5))
+    assert called[0].out == "book/records/one.json"
+    assert tool.main(["three"]) == 0
+    codes["one"] = 130  # Ctrl-C
+    called.clear()
+    assert tool.main([]) == 130
+    assert len(called) == 1

@@ -9,6 +9,7 @@ so that the same chapter always gives the same bytes.
 """
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ import importlib.util
 
 if importlib.util.find_spec("mmcl_core") is None:
     %pip install -q "mmcl_core @ git+{repository}\""""
+
+# For a chapter that reads records, which a notebook alone in Colab has not beside it.
+FETCH = """\
+
+
+# Fetches recorded results where they are missing.
+from mmcl_core.experiments.records import fetch_record
+"""
+READ_RECORD = re.compile(r"""\bread_record\(\s*(?:(["'])(?P<name>[^"']+)\1)?""")
 
 
 def read_chapter(path: Path) -> Any:
@@ -52,6 +62,8 @@ def convert(page: Page, chapter: Any) -> list[Any]:
             if text:
                 cells.append(nbformat.v4.new_markdown_cell(text))
             continue
+        if any(found["name"] is None for found in READ_RECORD.finditer(cell.source)):
+            page.problem(line, 'read_record takes the name itself, as in read_record("gap")')
         caption = figure_caption(page, metadata.pop("mystnb", {}).get("figure"))
         if page.solution or HIDDEN & set(metadata.get("tags", [])):
             # Colab's and Jupyter's own ways to fold the code of a cell.
@@ -75,10 +87,21 @@ def figure_caption(page: Page, figure: dict[str, str] | None) -> str:
     return f"**{number}.** {convert_inline(page, caption, 0)}".strip()
 
 
-def assemble(cells: list[Any], repository: str) -> str:
+def install_cell(cells: list[Any], book: Book) -> Any:
+    """What a notebook begins with, so that `cells` find the library and the records they read."""
+    source = INSTALL.format(repository=book.repository)
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    records = sorted({found["name"] for found in READ_RECORD.finditer(code) if found["name"]})
+    if records:
+        urls = {name: book.file(f"book/records/{name}.json") for name in records}
+        source += FETCH + "".join(f'\nfetch_record("{name}", "{urls[name]}")' for name in records)
+    return nbformat.v4.new_code_cell(source)
+
+
+def assemble(cells: list[Any], book: Book) -> str:
     """The notebook as text: the install cell, then `cells`."""
     notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(INSTALL.format(repository=repository)), *cells],
+        cells=[install_cell(cells, book), *cells],
         metadata={
             "colab": {"provenance": []},
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -124,7 +147,7 @@ def generate(root: Path = ROOT) -> tuple[dict[Path, str], list[str]]:
         page = Page(name, book)
         cells = convert(page, chapters[name])
         problems += page.problems
-        texts[paths[name].with_suffix(".ipynb")] = assemble(cells, book.repository)
+        texts[paths[name].with_suffix(".ipynb")] = assemble(cells, book)
     return texts, problems
 
 

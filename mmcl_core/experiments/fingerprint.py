@@ -71,6 +71,8 @@ def _form(node: Any) -> str:
         return f"[{', '.join(_form(n) for n in node if not _idle(n))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 puts empty texts into it
+        node.values = [value for value in node.values if getattr(value, "value", None) != ""]
     fields = (f"{n}={_form(v)}" for n, v in ast.iter_fields(node) if v is not None and v != [])
     return f"{type(node).__name__}({', '.join(fields)})"
 

@@ -14,11 +14,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
+from urllib.request import urlopen
 
 from mmcl_core.errors import MMCLError, RecordError
+from mmcl_core.experiments.runs import write_whole
 
 # How far a live value may lie from the recorded ones whatever their spread: an accuracy that was
 # the same in all seeds may still differ by some pictures on another machine.
@@ -172,7 +175,7 @@ class Record:
 
     def _repr_html_(self) -> str:
         rows = (
-            f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>"
+            f'<tr><th scope="row">{name}</th><td>{html.escape(value)}</td></tr>'
             for name, value in self.provenance().items()
         )
         return f'<table class="record">{"".join(rows)}</table>'
@@ -189,18 +192,37 @@ def read_record(name: str, start: Path | None = None) -> Record:
     Raises:
         RecordError: there is none, or it cannot be used.
     """
-    start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
-        for path in (folder / "records" / f"{name}.json", folder / "book/records" / f"{name}.json"):
-            if path.is_file():
-                record = load_record(path)
-                if missing := record.missing():
-                    raise RecordError(f"{path}: without {missing[0]} and so on; run `make records`")
-                return record
-    raise RecordError(
-        f"found no records/{name}.json and no book/records/{name}.json in {start} or a folder "
-        "above it; `make records` makes those of the book"
-    )
+    path = _find(name, start)
+    if path is None:
+        raise RecordError(
+            f"found no records/{name}.json and no book/records/{name}.json in "
+            f"{start or Path.cwd()} or a folder above it; `make records` makes those of the book"
+        )
+    record = load_record(path)
+    if missing := record.missing():
+        raise RecordError(f"{path}: without {missing[0]} and so on; run `make records`")
+    return record
+
+
+def fetch_record(name: str, url: str) -> None:
+    """Downloads a record to `records/`, whole or not at all, unless `read_record` finds it already.
+
+    For a notebook that is alone, as in Colab.
+
+    Raises:
+        RecordError: it cannot be had from there, or is something else.
+    """
+    if _find(name):
+        return
+    path = Path("records", f"{name}.json")
+    try:
+        with urlopen(url, timeout=60) as answer:
+            text = answer.read().decode("utf-8")
+    except (OSError, HTTPException, UnicodeDecodeError) as error:
+        raise RecordError(f"{url}: cannot be fetched ({error}); put it into {path}") from error
+    _parse(text, url)
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, text)
 
 
 def load_record(path: Path) -> Record:
@@ -210,7 +232,23 @@ def load_record(path: Path) -> Record:
         RecordError: the file holds something else.
     """
     try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        return _parse(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: expected text, found something else ({error})") from error
+
+
+def _find(name: str, start: Path | None = None) -> Path | None:
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        for path in (folder / "records" / f"{name}.json", folder / "book/records" / f"{name}.json"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _parse(text: str, source: str) -> Record:
+    try:
+        record = Record(**json.loads(text))
         for condition in record.conditions:  # the keys of JSON are strings
             of, seconds = record.results[condition], record.seconds[condition]
             record.results[condition] = {int(seed): value for seed, value in of.items()}
@@ -218,7 +256,7 @@ def load_record(path: Path) -> Record:
         record.provenance()  # has what a page shows
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
-            f"{path}: expected the record of an experiment, found something else ({error}). Remove "
-            "it, and run `make records`"
+            f"{source}: expected the record of an experiment, found something else ({error}). "
+            "Remove it, and run `make records`"
         ) from error
     return record
