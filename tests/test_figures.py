@@ -6,13 +6,16 @@ from io import BytesIO
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
 from mmcl_core import figures
-from mmcl_core.errors import ShapeError
+from mmcl_core.errors import MMCLError, ShapeError
 
 PICTURES = torch.rand(5, 3, 24, 24)
+EDGES = torch.tensor([9, 0, 30, -1, 20])[:, None, None]  # also nothing and all of a picture
 POINTS = {"pictures": torch.randn(20, 2), "captions": torch.randn(20, 2)}
 
 DRAWINGS = {
@@ -30,6 +33,34 @@ DRAWINGS = {
         {"cosine": torch.rand(3, 4), "softmax": torch.rand(3, 4)}, title="Found",
         rows=["a", "b", "c"], limits=[(0, 1), None], numbers=".2f",
     ),
+    "bands": lambda: figures.curves(
+        range(9), {"a": range(9), "b": range(9)}, title="Found", xlabel="x", ylabel="y",
+        bands={"b": (range(9), range(1, 10))},
+    ),
+    "errors": lambda: figures.bars(
+        ["x", "y"], {"a": [0.1, -0.2], "b": [0.3, 0.4]}, title="Found", ylabel="share",
+        errors={"a": ([0.0, -0.3], [0.2, -0.1])},
+    ),
+    "intervals": lambda: figures.intervals(
+        {"colour": {"named": (0.9, 0.8, 1.0), "left out": (0.4, 0.3, 0.5)},
+         "shape": {"left out": (0.5, 0.3, 0.6)}},
+        title="Found", xlabel="accuracy (share)", baselines={"chance": 0.25}, xlim=(0, 1),
+    ),
+    "points": lambda: figures.points(
+        {"start": POINTS, "end": POINTS}, title="Found", lines=("pictures", "captions"),
+        limits=(-4, 4),
+    ),
+    "points of ten groups": lambda: figures.points(
+        {"": {f"digit {i}": torch.randn(3, 2) for i in range(10)}}, title="Found"
+    ),
+    "overlays": lambda: figures.overlays(
+        PICTURES, torch.rand(5, 4, 4), ["red"] * 5, title="Found", label="cosine",
+        outlines=torch.arange(24).expand(5, 24, 24) > EDGES,
+        points=torch.full((5, 2), 3),
+    ),
+    "overlays of bytes": lambda: figures.overlays(
+        (255 * PICTURES).byte(), torch.zeros(5, 2, 2), title="Found"
+    ),
     "pairs": lambda: figures.pairs(PICTURES, torch.rand(5, 5), title="Found"),
     "similarity_and_map": lambda: figures.similarity_and_map(
         torch.rand(4, 4), POINTS, torch.arange(20) % 3, group_names="abc", limits=2, title="Found"
@@ -40,7 +71,7 @@ DRAWINGS = {
     ),
     "curve_panels": lambda: figures.curve_panels(
         range(9), {"gap": {"a": range(9)}, "cone": {"a": range(9)}}, title="Found", xlabel="step",
-        baselines={"gap": 1.0},
+        baselines={"gap": 1.0}, bands={"cone": {"a": (range(9), range(9))}},
     ),
     "histograms": lambda: figures.histograms(
         {"own": torch.randn(50), "other": torch.randn(50)}, title="Found", xlabel="cosine",
@@ -73,3 +104,186 @@ def test_text_of_a_figure_is_in_it() -> None:
 def test_what_is_no_picture_is_named() -> None:
     with pytest.raises(ShapeError, match=r"\[3, H, W\], got \[1, 8, 8\]"):
         figures.scenes(torch.rand(2, 1, 8, 8))
+
+
+LONG = (
+    "A model that was told of colour in each caption, and of texture in none, finds the texture "
+    "almost as well as it finds colours"
+)
+TITLED = {
+    "curves": lambda t: figures.curves([1, 2], {"a": [1, 2]}, title=t, xlabel="x", ylabel="y"),
+    "curve_panels": lambda t: figures.curve_panels(
+        [1, 2], {"a": {"s": [1, 2]}, "b": {"s": [1, 2]}}, title=t, xlabel="x"
+    ),
+    "bars": lambda t: figures.bars(["x"], {"a": [1], "b": [2]}, title=t, ylabel="y"),
+    "intervals": lambda t: figures.intervals({LONG: {"a": (1, 0, 2)}}, title=t, xlabel="x"),
+    "points": lambda t: figures.points({"a": POINTS}, title=t),
+    "overlays": lambda t: figures.overlays(PICTURES, torch.rand(5, 2, 2), title=t),
+    "scenes": lambda t: figures.scenes(PICTURES, title=t),
+    "pairs": lambda t: figures.pairs(PICTURES, torch.rand(5, 5), title=t),
+    "matrices": lambda t: figures.matrices({"a": torch.rand(2, 2)}, title=t),
+    "circles": lambda t: figures.circles({"a": POINTS}, title=t),
+    "histograms": lambda t: figures.histograms({"a": [1.0]}, title=t, xlabel="x", ylabel="y"),
+}
+
+
+@pytest.mark.parametrize("name", TITLED)
+def test_a_long_title_is_folded_and_a_short_one_is_not(name: str) -> None:
+    figure = TITLED[name](LONG)
+    [box, *_] = [
+        text.get_window_extent()
+        for text in figure.findobj(plt.Text)
+        if text.get_text() != LONG and text.get_text().replace("\n", " ") == LONG
+    ]
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.bbox.y1
+    assert "Found" in texts_of(TITLED[name]("Found"))
+
+
+def test_long_names_stay_in_the_figure() -> None:
+    rows = {LONG: {f"{i}: {LONG[:40]}": (i, i - 1, i + 1) for i in range(4)}}
+    figure = figures.intervals(rows, title="t", xlabel="x")
+    texts = [t for t in figure.findobj(plt.Text) if t.get_text().replace("\n", " ")[3:40] in LONG]
+    boxes = [t.get_window_extent() for t in texts if len(t.get_text()) > 20]
+    assert len(boxes) >= 5
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def texts_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(plt.Text)]
+
+
+def test_a_panel_title_ends_before_the_next_panel() -> None:
+    figure = figures.points({LONG: POINTS, "next": POINTS}, title="Found")
+    [title] = [t for t in figure.findobj(plt.Text) if t.get_text().replace("\n", " ") == LONG]
+    assert title.get_window_extent().x1 < figure.axes[1].bbox.x0
+
+
+def test_a_formula_in_a_title_is_not_broken() -> None:
+    title = "$\\alpha + \\beta + \\gamma$ " * 20
+    figure = figures.curves([1, 2], {"a": [1, 2]}, title=title, xlabel="x", ylabel="y")
+    [folded] = [text for text in texts_of(figure) if "alpha" in text]
+    lines = folded.split("\n")
+    assert len(lines) > 1
+    assert all(line.count("$") % 2 == 0 for line in lines)
+
+
+def test_a_band_reaches_from_low_to_high_in_the_colour_of_its_line() -> None:
+    figure = figures.curves(
+        [0, 1, 2], {"a": [1, 2, 3], "b": [4, 5, 6]}, title="t", xlabel="x", ylabel="y",
+        bands={"b": ([3, 4, 5], [5, 7, 9])},
+    )  # fmt: skip
+    axis = figure.axes[0]
+    [band] = axis.collections
+    corners = {tuple(xy) for xy in band.get_paths()[0].vertices}
+    assert corners == {(0, 3), (1, 4), (2, 5), (0, 5), (1, 7), (2, 9)}
+    assert to_hex(band.get_facecolor()[0]) == to_hex(axis.lines[1].get_color())
+
+
+@pytest.mark.parametrize("ylim", [None, (0, 1)])
+def test_values_are_written_beyond_their_error_bars(ylim: tuple[float, float] | None) -> None:
+    wide = " ".join(["wide"] * 14)  # over all bars
+    figure = figures.bars(
+        ["x", "y"], {"a": [0.5, 0.25]}, title=wide, ylabel="share", ylim=ylim,
+        errors={"a": ([0.4, 0.2], [1.0, 0.9])},
+    )  # fmt: skip
+    axis = figure.axes[0]
+    labels = {t.get_text(): t.get_window_extent() for t in figure.findobj(plt.Text)}
+    for value, high in (("0.50", 1.0), ("0.25", 0.9)):
+        assert labels[value].y0 > axis.transData.transform((0, high))[1]
+        assert not labels[value].overlaps(labels[wide])
+
+
+def test_many_bars_have_no_values() -> None:
+    series = {name: torch.rand(5) for name in "abc"}
+    figure = figures.bars(
+        "vwxyz", series, title="t", ylabel="y", errors={"a": (series["a"] - 0.1, series["a"] + 0.1)}
+    )
+    assert not figure.axes[0].texts
+
+
+def test_intervals_are_read_from_top_to_bottom() -> None:
+    figure = figures.intervals(
+        {"first": {"a": (2, 1, 3), "b": (5, 4, 7)}, "second": {"b": (6, 5, 8)}},
+        title="t", xlabel="x",
+    )  # fmt: skip
+    axis = figure.axes[0]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["first", "second"]
+    heights = [t.get_window_extent().y0 for t in axis.get_yticklabels()]
+    assert heights[0] > heights[1]
+    whiskers = [[p.vertices[:, 0].tolist() for p in c.get_paths()] for c in axis.collections]
+    assert whiskers == [[[1, 3]], [[4, 7], [5, 8]]]
+    dots = {line.get_label(): line for line in axis.lines if line.get_marker() != "None"}
+    assert [dots[name].get_xdata().tolist() for name in "ab"] == [[2], [5, 6]]
+    assert dots["a"].get_color() != dots["b"].get_color()
+    assert dots["a"].get_marker() != dots["b"].get_marker()
+
+
+def test_points_stand_still_and_are_joined_row_by_row() -> None:
+    figure = figures.points(
+        {"one": POINTS, "two": POINTS}, title="t", lines=("pictures", "captions"), limits=(-5, 5)
+    )
+    for axis in figure.axes:
+        assert axis.get_xlim() == axis.get_ylim() == (-5, 5)
+        [lines] = [c for c in axis.collections if isinstance(c, LineCollection)]
+        for i, path in enumerate(lines.get_paths()):
+            ends = torch.stack([POINTS["pictures"][i], POINTS["captions"][i]])
+            assert torch.equal(torch.tensor(path.vertices, dtype=torch.float32), ends)
+
+
+def test_overlays_have_one_scale_and_lie_on_their_pictures() -> None:
+    maps = torch.tensor([[[-1.0, 0.0]], [[0.5, 2.0]]])
+    figure = figures.overlays(PICTURES[:2], maps, ["a", "b"], title="t", label="cosine")
+    for i, axis in enumerate(figure.axes[:2]):
+        below, over = axis.images
+        assert over.get_clim() == (-1, 2)
+        assert torch.equal(torch.tensor(over.get_array()), maps[i])
+        assert over.get_extent() == below.get_extent()
+    assert "cosine" in texts_of(figure)
+
+
+RIGHT = {"title": "t", "xlabel": "x", "ylabel": "y"}
+WRONG = {
+    r"bands: expected names from \['a'\]; got \['b'\]": lambda: figures.curves(
+        [1], {"a": [1]}, bands={"b": ([1], [1])}, **RIGHT
+    ),
+    r"bands: .* got \['c'\]": lambda: figures.curve_panels(
+        [1], {"gap": {"a": [1]}}, title="t", xlabel="x", bands={"c": {}}
+    ),
+    r"errors: .* got \['b'\]": lambda: figures.bars(
+        ["x"], {"a": [1]}, errors={"b": ([1], [1])}, **RIGHT
+    ),
+    "at most 14 series, to be told apart; got 15": lambda: figures.curves(
+        [1], {str(i): [1] for i in range(15)}, **RIGHT
+    ),
+    "at most 3 series": lambda: figures.curves(
+        [1], {"a": [1]}, baselines=dict.fromkeys("wxyz", 1.0), **RIGHT
+    ),
+    r"a: expected points \[N, 2\], got \[4, 3\]": lambda: figures.points(
+        {"": {"a": torch.rand(4, 3)}}, title="t"
+    ),
+    "as many points at both ends of the lines, got 4 and 5": lambda: figures.points(
+        {"": {"a": torch.rand(4, 2), "b": torch.rand(5, 2)}}, title="t", lines=("a", "b")
+    ),
+    r"lines: .* got \['b'\]": lambda: figures.points(
+        {"": {"a": torch.rand(4, 2)}}, title="t", lines=("a", "b")
+    ),
+    r"maps \[N, h, w\] with N = 5, got \[4, 2, 2\]": lambda: figures.overlays(
+        PICTURES, torch.rand(4, 2, 2), title="t"
+    ),
+    "finite": lambda: figures.overlays(PICTURES, torch.full((5, 2, 2), torch.nan), title="t"),
+    r"outlines \[N, 24, 24\] .* got \[5, 9, 24\]": lambda: figures.overlays(
+        PICTURES, torch.rand(5, 2, 2), title="t", outlines=torch.ones(5, 9, 24).bool()
+    ),
+    "a caption for each of 5 pictures, got 4": lambda: figures.overlays(
+        PICTURES, torch.rand(5, 2, 2), ["a"] * 4, title="t"
+    ),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_cannot_be_drawn_is_named(said: str) -> None:
+    with pytest.raises(MMCLError, match=said):
+        WRONG[said]()
+    plt.close("all")

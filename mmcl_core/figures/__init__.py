@@ -5,10 +5,10 @@ the last line of a cell or as a frame of `mmcl_core.widgets.scrub`. It computes 
 Titles are findings, and the caller writes them: only the caller knows what was found.
 """
 
-from mmcl_core.figures.charts import bars, curve_panels, curves, histograms
+from mmcl_core.figures.charts import bars, curve_panels, curves, histograms, intervals
 from mmcl_core.figures.heatmaps import matrices
-from mmcl_core.figures.pictures import pairs, scenes
-from mmcl_core.figures.spaces import circles, similarity_and_map
+from mmcl_core.figures.pictures import overlays, pairs, scenes
+from mmcl_core.figures.spaces import circles, points, similarity_and_map
 from mmcl_core.figures.style import (
     BLUE,
     GREEN,
@@ -42,8 +42,11 @@ __all__ = [
     "curves",
     "histograms",
     "house_style",
+    "intervals",
     "matrices",
+    "overlays",
     "pairs",
+    "points",
     "scenes",
     "similarity_and_map",
 ]

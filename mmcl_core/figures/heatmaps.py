@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmcl_core.figures.style import Array, _array, house_style
+from mmcl_core.figures.style import Array, _array, _headline, house_style
 
 
 @house_style
@@ -47,8 +47,7 @@ def matrices(
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if i == 0 else "")
         if not numbers:
             figure.colorbar(axis.images[0], ax=axis, shrink=0.85)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    _headline(figure, title)
     return figure
 
 

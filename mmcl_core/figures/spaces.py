@@ -4,11 +4,27 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
+from mmcl_core.errors import ShapeError
 from mmcl_core.figures.heatmaps import _draw_matrix
-from mmcl_core.figures.style import GREY, MARKERS, PALETTE, Array, _array, house_style
+from mmcl_core.figures.style import (
+    GREY,
+    LOOKS,
+    MARKERS,
+    PALETTE,
+    Array,
+    _array,
+    _each_its_own,
+    _headline,
+    _known,
+    _legend_below,
+    house_style,
+)
 
 
 @house_style
@@ -47,8 +63,7 @@ def similarity_and_map(
     right.set(xlim=(-limits, limits), ylim=(-limits, limits), aspect="equal")
     right.set(title="map of one-object scenes", xlabel="first direction", ylabel="second direction")
     right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    _headline(figure, title)
     return figure
 
 
@@ -98,8 +113,74 @@ def circles(
                     angles="xy", scale_units="xy", scale=1,
                 )  # fmt: skip
         axis.set(title=name, aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
-    marks, names = axes.flat[0].get_legend_handles_labels()
-    figure.legend(marks, names, loc="outside lower center", ncols=len(names))
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    _legend_below(figure, *axes.flat[0].get_legend_handles_labels())
+    _headline(figure, title)
     return figure
+
+
+@house_style
+def points(
+    panels: Mapping[str, Mapping[str, Array]],
+    *,
+    title: str,
+    xlabel: str = "first direction",
+    ylabel: str = "second direction",
+    lines: tuple[str, str] | None = None,
+    limits: tuple[float, float] | None = None,
+    size: tuple[float, float] | None = None,
+) -> Figure:
+    """Maps in two dimensions side by side, colour and marker by group, the same in every panel.
+
+    Args:
+        panels: panel title -> name of a group -> points [N, 2].
+        title: the finding.
+        xlabel: the first dimension; likewise `ylabel`.
+        lines: two groups whose rows are joined by a thin line, row i with row i, in every panel.
+        limits: lowest and highest value of both axes; frames of a widget need them fixed. None is
+            what the points of each panel need.
+        size: inches; None is as high as square panels need.
+
+    Raises:
+        ShapeError: points that are not [N, 2], or groups to join of different sizes.
+        MMCLError: `lines` names a group that a panel lacks, or there are too many groups.
+    """
+    looks = _each_its_own(
+        dict.fromkeys(group for groups in panels.values() for group in groups), LOOKS
+    )
+    if size is None:
+        size = (4.6, 5.0) if len(panels) == 1 else (7.5, 7.5 / len(panels) + 1.0)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    for axis, (name, groups) in zip(axes[0], panels.items(), strict=True):
+        at = {group: _array(values) for group, values in groups.items()}
+        for group, values in at.items():
+            if values.ndim != 2 or values.shape[1] != 2:
+                raise ShapeError(f"{group}: expected points [N, 2], got {list(values.shape)}")
+        if lines is not None:
+            _known("lines", lines, groups)
+            _join(axis, *(at[group] for group in lines))
+        for group, values in at.items():
+            colour, marker = looks[group]
+            axis.scatter(*values.T, s=18, color=colour, marker=marker, linewidths=0, alpha=0.85)
+        axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0][0] else "")
+        axis.set_box_aspect(1)
+        axis.set_aspect("equal", adjustable="datalim")
+        if limits is not None:
+            axis.set(xlim=limits, ylim=limits)
+    marks = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", markersize=5)
+        for colour, marker in looks.values()
+    ]
+    if len(looks) > 1:
+        _legend_below(figure, marks, list(looks))
+    _headline(figure, title)
+    return figure
+
+
+def _join(axis: Axes, start: np.ndarray, end: np.ndarray) -> None:
+    """Thin lines from each row of `start` [N, 2] to that of `end`."""
+    if start.shape != end.shape:
+        raise ShapeError(
+            f"expected as many points at both ends of the lines, got {len(start)} and {len(end)}"
+        )
+    ends = list(np.stack([start, end], axis=1))
+    axis.add_collection(LineCollection(ends, colors=GREY, linewidths=0.6, alpha=0.5, zorder=0.9))

@@ -1,21 +1,28 @@
 """The house style: colours safe for colour-blind readers, on a light panel."""
 
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from torch import Tensor
 
-from mmcl_core.errors import ShapeError
+from mmcl_core.errors import MMCLError, ShapeError
 
 # Okabe and Ito's palette: told apart with every common form of colour blindness.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#666666"
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("--", ":", "-.")
+# Colours and markers that stand for a series; from the eighth on, colours return with others.
+LOOKS = tuple((PALETTE[i % 7], MARKERS[(i + i // 7) % 7]) for i in range(14))
 
 # `Any`, as matplotlib types every single key.
 STYLE: Any = {
@@ -54,10 +61,87 @@ def house_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             figure = draw(*args, **kwargs)
             # Text is laid out in the style it was made in, not in that of a later moment.
             figure.draw_without_rendering()
+            _fold_panel_titles(figure)
         plt.close(figure)
         return figure
 
     return styled
+
+
+def _fold_panel_titles(figure: Figure) -> None:
+    """Breaks titles that run into the next panel, or out of the figure."""
+    titles = {
+        axis: axis.get_title(loc="left")
+        for axis in figure.axes
+        if axis.get_subplotspec() is not None  # colour bars have none
+    }
+    for _ in range(4):  # more lines leave less height, and that can make panels narrower
+        folded = {}
+        for axis, title in titles.items():
+            ends = [other.bbox.x0 for other in titles if other.bbox.x0 > axis.bbox.x1]
+            room = min([*ends, figure.bbox.x1]) - axis.bbox.x0
+            folded[axis] = _folded(title, room / figure.dpi - 0.1)
+        if all(axis.get_title(loc="left") == title for axis, title in folded.items()):
+            return
+        for axis, title in folded.items():
+            axis.set_title(title)
+        figure.draw_without_rendering()
+
+
+def _folded(text: str, room: float, size: float = 11) -> str:
+    """`text` in lines at most `room` inches wide, at a font size in points. No word is broken."""
+    lines = []
+    for line in text.split("\n"):
+        if _width(line, size) <= room:
+            lines.append(line)
+            continue
+        kept = ""
+        for word in re.findall(r"(?:\$[^$]*\$|\S)+", line):  # a formula is one word
+            longer = f"{kept} {word}" if kept else word
+            if kept and _width(longer, size) > room:
+                lines.append(kept)
+                kept = word
+            else:
+                kept = longer
+        lines.append(kept)
+    return "\n".join(lines)
+
+
+def _width(text: str, size: float) -> float:
+    """Inches that a line of text takes."""
+    font, is_math = FontProperties(size=size), bool(is_math_text(text))
+    return text_to_path.get_text_width_height_descent(text, font, is_math)[0] / 72
+
+
+def _headline(figure: Figure, title: str) -> None:
+    """The title of a figure with several panels."""
+    if title:
+        room = 0.98 * figure.get_figwidth()
+        figure.suptitle(_folded(title, room), x=0.01, ha="left", fontsize=11)
+
+
+def _legend_below(figure: Figure, marks: Sequence[Any], names: Sequence[str]) -> None:
+    """One legend for all panels, in as few rows as there is room for."""
+    for columns in range(len(names), 0, -1):
+        legend = figure.legend(marks, names, loc="outside lower center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def _each_its_own(names: Iterable[str], looks: Sequence[Any]) -> dict[str, Any]:
+    """A look for each name; none is drawn like another, and none is left out."""
+    names = list(names)
+    if len(names) > len(looks):
+        raise MMCLError(
+            f"expected at most {len(looks)} series, to be told apart; got {len(names)}: {names}"
+        )
+    return dict(zip(names, looks, strict=False))
+
+
+def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise MMCLError(f"{what}: expected names from {list(known)}; got {unknown}")
 
 
 def _array(values: Array) -> np.ndarray:
