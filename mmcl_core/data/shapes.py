@@ -75,6 +75,7 @@ class ShapesCaptions:
         images: uint8 `[N, 3, size, size]`.
         sentences: int64 `[N, S, L]`, word numbers, 0 is padding.
         tags: float32 `[N, T]`, 1 where some object has the value; names in `tag_names`.
+        named: the attributes that the captions name.
         attributes: name -> int64 `[N, O]`, -1 where there is no object.
 
     Raises:
@@ -111,6 +112,7 @@ class ShapesCaptions:
         for name in tags:
             _known_attribute(name)
         self.seed, self.size, self.detail, self.synonyms = seed, size, detail, synonyms
+        self.named = NAMED_AT_DETAIL[detail]
         self.tokenizer = WordTokenizer(WORDS)
         scenes = _draw_scenes(n, seed, objects) if attributes is None else _checked(attributes)
         self._rows = np.arange(len(scenes["shape"]))
@@ -162,8 +164,29 @@ class ShapesCaptions:
         """The same scenes, told at another level of detail."""
         if detail not in NAMED_AT_DETAIL:
             raise MMCLError(f"detail must be 1, 2, 3 or 4; got {detail!r}")
+        return self._told(NAMED_AT_DETAIL[detail], detail)
+
+    def without(self, attribute: str) -> "ShapesCaptions":
+        """The same scenes, told without one attribute: no "small" and "large", for example.
+
+        What else the sentences say stays as it is, even where grammar would want another word
+        ("a small striped green at top left", without the shape).
+
+        Raises:
+            DataError: the attribute is unknown, or the captions do not name it or nothing else.
+        """
+        _known_attribute(attribute)
+        named = tuple(name for name in self.named if name != attribute)
+        if not named or attribute not in self.named:
+            raise DataError(
+                f"expected captions that name {attribute} and something else; these name "
+                f"{', '.join(self.named)}"
+            )
+        return self._told(named, self.detail)
+
+    def _told(self, named: tuple[str, ...], detail: int) -> "ShapesCaptions":
         other = copy.copy(self)
-        other.detail = detail
+        other.named, other.detail = named, detail
         other.sentences = other._write(self.sentences.shape[1])
         return other
 
@@ -186,10 +209,10 @@ class ShapesCaptions:
         """Number scenes by what a caption of that detail says of them: int64 `[N]`.
 
         Two scenes have the same number when their objects agree in every attribute that is named
-        at this detail, in whichever order and words.
+        at this detail (None: in these captions), in whichever order and words.
         """
         code = torch.zeros_like(self.attributes["shape"])
-        for name in NAMED_AT_DETAIL[self.detail if detail is None else detail]:
+        for name in self.named if detail is None else NAMED_AT_DETAIL[detail]:
             code = code * (len(VALUES[name]) + 1) + self.attributes[name] + 1
         return torch.unique(code.sort(dim=1).values, dim=0, return_inverse=True)[1]
 
@@ -257,7 +280,7 @@ class ShapesCaptions:
         def say(name: str, part: int = 0) -> np.ndarray:
             """Word numbers `[n, S, O]` of one attribute, synonyms drawn; 0 where not named."""
             said = np.zeros((n, count, slots), dtype=np.int64)
-            if name not in NAMED_AT_DETAIL[self.detail]:
+            if name not in self.named:
                 return said
             for value, phrase in enumerate(VALUES[name]):
                 word = phrase.split()[part]
@@ -270,16 +293,19 @@ class ShapesCaptions:
 
         size, texture, colour, shape = map(say, ("size", "texture", "colour", "shape"))
         down, right = say("position", 0), say("position", 1)
-        first = np.where(size > 0, size, np.where(colour > 0, colour, shape))
+        there = np.broadcast_to(scenes["shape"][:, None] >= 0, shape.shape)
+        first = shape
+        for word in (colour, texture, size):  # backwards from the last word said
+            first = np.where(word > 0, word, first)
         vowels = [number[w] for w in self.tokenizer.words if w[0] in "aeiou"]
         article = np.where(np.isin(first, vowels), number["an"], number["a"])
-        article = np.where(shape > 0, article, 0)
+        article = np.where(there, article, 0)
         at = np.where(down > 0, number["at"], 0)
-        join = np.where(shape > 0, number["and"], 0)
+        join = np.where(there, number["and"], 0)
         phrase = np.stack([join, article, size, texture, colour, shape, at, down, right], axis=-1)
 
         # Objects in a drawn order, those that are not there last.
-        order = np.argsort(u[:, :, 1 : 1 + slots] + 2 * (shape == 0), axis=-1, kind="stable")
+        order = np.argsort(u[:, :, 1 : 1 + slots] + 2 * ~there, axis=-1, kind="stable")
         phrase = np.take_along_axis(phrase, order[..., None], axis=2)
         phrase[:, :, 0, 0] = 0  # no "and" before the first
         opening = np.zeros((len(OPENINGS), 3), dtype=np.int64)

@@ -5,8 +5,16 @@ plots. Embeddings are compared by their cosine: each row is brought to unit norm
 changes nothing for what `method.embed` returns.
 """
 
+from mmcl_core.evaluation.confidence import Calibration, calibration
 from mmcl_core.evaluation.embedding import BatchSource, embed_all
-from mmcl_core.evaluation.missing import MissingModality, missing_modality
+from mmcl_core.evaluation.missing import (
+    Closeness,
+    MissingModality,
+    accuracy_at_rate,
+    missing_modality,
+    partial_to_complete,
+)
+from mmcl_core.evaluation.pointing import Pointing, pointing_game
 from mmcl_core.evaluation.probes import Probe, linear_probe
 from mmcl_core.evaluation.prompts import ZeroShot, zero_shot
 from mmcl_core.evaluation.retrieval import recall_at_k
@@ -14,15 +22,22 @@ from mmcl_core.evaluation.space import alignment, cone, modality_gap, shift_gap,
 
 __all__ = [
     "BatchSource",
+    "Calibration",
+    "Closeness",
     "MissingModality",
+    "Pointing",
     "Probe",
     "ZeroShot",
+    "accuracy_at_rate",
     "alignment",
+    "calibration",
     "cone",
     "embed_all",
     "linear_probe",
     "missing_modality",
     "modality_gap",
+    "partial_to_complete",
+    "pointing_game",
     "recall_at_k",
     "shift_gap",
     "uniformity",

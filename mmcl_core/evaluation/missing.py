@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl_core.errors import MMCLError, ShapeError
-from mmcl_core.evaluation.checks import _check_classes, _labels, _matrix
+from mmcl_core.evaluation.checks import _check_classes, _labels, _matrix, _unit
 from mmcl_core.evaluation.embedding import Batch, BatchSource, _place, _rows, embed_all
 from mmcl_core.evaluation.probes import _chance, _fit_probe
 
@@ -107,3 +107,79 @@ def missing_modality(
 
 def _largest(logits: Tensor) -> Tensor:
     return logits.argmax(dim=1)
+
+
+def accuracy_at_rate(
+    found: MissingModality, labels: Tensor, modality: str, rate: float, *, seed: int = 0
+) -> float:
+    """Accuracy when one modality is missing in a part of the samples, drawn at random.
+
+    The draw of a seed grows with the rate: who misses it at 0.25 misses it at 0.5, too.
+
+    Args:
+        found: what `missing_modality` gave for all choices.
+        labels: int64 [M], the test labels.
+        modality: the one that goes missing; the others are there.
+        rate: probability in [0, 1] that a sample misses it.
+        seed: of the draw.
+
+    Raises:
+        MMCLError: the rate is outside [0, 1], or there is no such modality, or no other one.
+    """
+    complete = max(found.predictions, key=len)
+    rest = tuple(name for name in complete if name != modality)
+    if modality not in complete or not rest or not 0 <= rate <= 1:
+        raise MMCLError(
+            f"expected one of the modalities {list(complete)} beside others, and a rate in "
+            f"[0, 1]; got {modality!r} and {rate}"
+        )
+    noise = torch.rand(len(labels), generator=torch.Generator().manual_seed(seed))
+    told = torch.where(noise < rate, found.predictions[rest], found.predictions[complete])
+    return (told == labels).double().mean().item()
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How near partial embeddings are to complete ones; mean cosines in [-1, 1].
+
+    Attributes:
+        same: of the partial and the complete embedding of one sample.
+        other: of the partial embedding of one sample and the complete one of another.
+    """
+
+    same: float
+    other: float
+
+
+def partial_to_complete(
+    method: nn.Module,
+    data: BatchSource | Batch,
+    modalities: Sequence[str],
+    *,
+    batch_size: int = 256,
+) -> dict[tuple[str, ...], Closeness]:
+    """Whether a part of a sample is embedded where the whole sample is.
+
+    Args:
+        method: embeds every non-empty subset of `modalities`.
+        data: complete samples, at least two.
+        modalities: the keys of the batch, each once, at least two.
+        batch_size: samples embedded at once.
+
+    Returns:
+        The modalities at hand -> `Closeness`, for every subset but the complete one, the small
+        ones first.
+
+    Raises:
+        MissingModalityError: a modality is not in the data, or the method cannot serve a subset.
+    """
+    whole = _unit(embed_all(method, data, modalities, batch_size=batch_size), "embeddings").double()
+    closeness, n = {}, len(whole)
+    for size in range(1, len(modalities)):
+        for present in itertools.combinations(modalities, size):
+            part = embed_all(method, data, present, batch_size=batch_size)
+            part = _unit(part, "embeddings").double()
+            same = (part * whole).sum().item()
+            every = (part.sum(0) @ whole.sum(0)).item()  # of all pairs, from two sums
+            closeness[present] = Closeness(same / n, (every - same) / (n * (n - 1)))
+    return closeness

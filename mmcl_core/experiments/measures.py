@@ -64,7 +64,7 @@ def codebook(method: FDT, data: Any) -> dict[str, float]:
         def weights(batch: Batch, name: str = name) -> Tensor:
             return method.ground(batch, name).weights
 
-        usage = codebook_usage(_read(method, weights, data, name))
+        usage = codebook_usage(read_all(method, weights, data, (name,)))
         for what, value in usage._asdict().items():
             measured[f"{name}_{what}"] = float(value)
     return measured
@@ -89,11 +89,21 @@ def probes(method: nn.Module, train: ShapesCaptions, test: ShapesCaptions) -> di
     def pooled(batch: Batch) -> Tensor:
         return cast(Any, method).encoders["image"](batch["image"]).pooled
 
-    x, test_x = (_read(method, pooled, data, "image") for data in (train, test))
-    y, test_y = _of_the_object(train), _of_the_object(test)
+    x, test_x = (read_all(method, pooled, data, ("image",)) for data in (train, test))
+    return probe_attributes(x, train, test_x, test)
+
+
+def probe_attributes(
+    train_x: Tensor, train: ShapesCaptions, test_x: Tensor, test: ShapesCaptions
+) -> dict[str, float]:
+    """What a linear classifier reads of each attribute from any features, [N, D] and [M, D].
+
+    Returns and raises as `probes`.
+    """
+    y, test_y = of_the_object(train), of_the_object(test)
     measured: dict[str, float] = {}
     for name in ATTRIBUTES:
-        probe = linear_probe(x, y[name], test_x, test_y[name])
+        probe = linear_probe(train_x, y[name], test_x, test_y[name])
         measured |= {name: probe.accuracy, f"{name}_chance": probe.chance}
     return measured
 
@@ -137,12 +147,16 @@ def shape_and_colour(data: ShapesCaptions) -> Tensor:
     Raises:
         DataError: a scene has several objects.
     """
-    of = _of_the_object(data)
+    of = of_the_object(data)
     return of["shape"] * len(VALUES["colour"]) + of["colour"]
 
 
-def _of_the_object(data: ShapesCaptions) -> Batch:
-    """The attributes of the only object, int64 [N] each."""
+def of_the_object(data: ShapesCaptions) -> Batch:
+    """The attributes of the only object of each scene, int64 [N] each.
+
+    Raises:
+        DataError: a scene has several objects.
+    """
     objects = (data.attributes["shape"] >= 0).sum(1)
     if int(objects.max()) > 1:
         raise DataError(
@@ -160,5 +174,11 @@ class _Reader(nn.Module):
         self.method, self.embed = method, read
 
 
-def _read(method: nn.Module, read: Callable[[Batch], Tensor], data: Any, modality: str) -> Tensor:
-    return embed_all(_Reader(method, read), data, (modality,))
+def read_all(
+    method: nn.Module,
+    read: Callable[[Batch], Tensor],
+    data: Any,
+    modalities: Sequence[str] = ("image",),
+) -> Tensor:
+    """What `read(batch) -> [B, D]` gives for all samples, as `embed_all` gives the embeddings."""
+    return embed_all(_Reader(method, read), data, modalities)

@@ -26,11 +26,18 @@ import torch
 
 from mmcl_core import __version__
 from mmcl_core.errors import MMCLError, RecordError
+from mmcl_core.experiments import gap, granularity, missing, noise, structure
 from mmcl_core.experiments.fingerprint import LIBRARIES, fingerprint
 from mmcl_core.experiments.records import Record, load_record
 from mmcl_core.experiments.runs import write_whole
 
-EXPERIMENTS: dict[str, ModuleType] = {}
+EXPERIMENTS: dict[str, ModuleType] = {
+    "gap": gap,
+    "granularity": granularity,
+    "noise": noise,
+    "structure": structure,
+    "missing": missing,
+}
 
 
 def make_record(

@@ -97,6 +97,21 @@ class CLIP(nn.Module):
         vectors = [self._embed_one(batch, m) for m in present]
         return vectors[0] if len(vectors) == 1 else F.normalize(vectors[0] + vectors[1], dim=-1)
 
+    def embed_tokens(self, batch: dict[str, Tensor], modality: str) -> tuple[Tensor, Tensor]:
+        """Each patch, or each word, in the common space by the head that the pooled vector takes.
+
+        CLIP is never trained for this: only pooled vectors are compared in its loss.
+
+        Returns:
+            Unit vectors [B, N, D] and the mask bool [B, N], True = a real token.
+
+        Raises:
+            MissingModalityError: the modality is not in the batch.
+        """
+        at_hand(batch, f"{type(self).__name__} embeds tokens of", (modality,))
+        encoded = self.encoders[modality](batch[modality])
+        return F.normalize(self.heads[modality](encoded.tokens), dim=-1), encoded.mask
+
     def after_step(self) -> None:
         """Keep the logit scale at or below 100 (section 2.5 of the paper)."""
         with torch.no_grad():

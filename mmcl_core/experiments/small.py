@@ -1,0 +1,64 @@
+"""The small laboratory: scenes and models that train in seconds, so that many can be compared.
+
+Pictures have 32 pixels a side and become 16 patches, encoders are 64 wide. All else is as in the
+recipes of the book. Scenes to test on have seeds of their own, on which no setting was chosen.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from mmcl_core.checkpoints import History
+from mmcl_core.data import ShapesCaptions
+from mmcl_core.data.augment import Augment, paraphrase
+from mmcl_core.encoders import CaptionEncoder, ImageEncoder
+from mmcl_core.methods import CLIP
+from mmcl_core.training import fit
+
+SIZE, WIDTH, DIM = 32, 64, 128
+PAIRS, OBJECTS = 4000, (1, 2)
+TEST_SEED, PROBE_SEEDS = 777, (901, 902)  # scenes to test on; to fit probes, and to test these
+
+
+def scenes(n: int, seed: int, **settings: Any) -> ShapesCaptions:
+    """Scenes of one or two objects; `settings` as for `ShapesCaptions`."""
+    merged: dict[str, Any] = {"size": SIZE, "objects": OBJECTS} | settings
+    return ShapesCaptions(n, seed=seed, **merged)
+
+
+def image_encoder() -> ImageEncoder:
+    return ImageEncoder(size=SIZE, width=WIDTH)
+
+
+def caption_encoder(data: ShapesCaptions) -> CaptionEncoder:
+    return CaptionEncoder(len(data.tokenizer), width=WIDTH)
+
+
+def new_clip(data: ShapesCaptions, seed: int, **settings: Any) -> CLIP:
+    """A CLIP with the first weights of that seed; `settings` as for `CLIP`. Seeds torch."""
+    torch.manual_seed(seed)
+    return CLIP(image_encoder(), caption_encoder(data), dim=DIM, **settings)
+
+
+def train(
+    method: torch.nn.Module,
+    data: ShapesCaptions,
+    seed: int,
+    *,
+    epochs: int = 8,
+    augment: Augment | None = None,
+    callbacks: Sequence[Callable[..., object]] = (),
+) -> History:
+    """Trains any method on the scenes, a new sentence for each in each epoch, without a bar."""
+    return fit(
+        method,
+        data,
+        epochs=epochs,
+        batch_size=128,
+        lr=5e-3,
+        augment=augment or paraphrase(data.sentences),
+        callbacks=callbacks,
+        seed=seed,
+        progress=False,
+    )
