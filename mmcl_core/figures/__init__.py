@@ -6,9 +6,10 @@ Titles are findings, and the caller writes them: only the caller knows what was 
 """
 
 from mmcl_core.figures.charts import bars, curve_panels, curves, histograms, intervals
+from mmcl_core.figures.frames import map_and_bars, map_and_curves, similarity_and_map
 from mmcl_core.figures.heatmaps import matrices
 from mmcl_core.figures.pictures import overlays, pairs, scenes
-from mmcl_core.figures.spaces import circles, points, similarity_and_map
+from mmcl_core.figures.spaces import circles, points
 from mmcl_core.figures.style import (
     BLUE,
     GREEN,
@@ -43,6 +44,8 @@ __all__ = [
     "histograms",
     "house_style",
     "intervals",
+    "map_and_bars",
+    "map_and_curves",
     "matrices",
     "overlays",
     "pairs",

@@ -1,6 +1,6 @@
 """Points of an embedding space: on the unit circle, or on a map in two dimensions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,10 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from torch import Tensor
 
 from mmcl_core.errors import ShapeError
-from mmcl_core.figures.heatmaps import _draw_matrix
 from mmcl_core.figures.style import (
     GREY,
     LOOKS,
@@ -25,46 +23,6 @@ from mmcl_core.figures.style import (
     _legend_below,
     house_style,
 )
-
-
-@house_style
-def similarity_and_map(
-    similarity: Array,
-    points: Mapping[str, Tensor],
-    groups: Tensor,
-    *,
-    group_names: Sequence[str],
-    limits: float,
-    title: str = "",
-) -> Figure:
-    """A matrix of cosines beside a map in two dimensions: colours are groups, markers are sides.
-
-    Args:
-        similarity: [R, C].
-        points: side (such as "pictures") -> [N, 2].
-        groups: int64 [N], the group of each point.
-        group_names: name of each group.
-        limits: the map reaches from -limits to limits on both axes, in every frame.
-        title: the finding.
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.7), width_ratios=(1, 1.15))
-    _draw_matrix(left, similarity, limits=(-1, 1), cmap="RdBu_r")
-    left.set(title="similarity (cosine)", xlabel="caption", ylabel="picture")
-    figure.colorbar(left.images[0], ax=left, shrink=0.8)
-    number = _array(groups)
-    for (side, at), marker in zip(points.items(), ("o", "x"), strict=False):
-        for group, name in enumerate(group_names):
-            here = _array(at)[number == group]
-            right.scatter(
-                here[:, 0], here[:, 1], s=16, marker=marker, color=PALETTE[group],
-                linewidths=1, label=name if marker == "o" else None,
-            )  # fmt: skip
-        right.scatter([], [], s=16, marker=marker, color="#222222", linewidths=1, label=side)
-    right.set(xlim=(-limits, limits), ylim=(-limits, limits), aspect="equal")
-    right.set(title="map of one-object scenes", xlabel="first direction", ylabel="second direction")
-    right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    _headline(figure, title)
-    return figure
 
 
 @house_style
@@ -151,29 +109,46 @@ def points(
         size = (4.6, 5.0) if len(panels) == 1 else (7.5, 7.5 / len(panels) + 1.0)
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
     for axis, (name, groups) in zip(axes[0], panels.items(), strict=True):
-        at = {group: _array(values) for group, values in groups.items()}
-        for group, values in at.items():
-            if values.ndim != 2 or values.shape[1] != 2:
-                raise ShapeError(f"{group}: expected points [N, 2], got {list(values.shape)}")
-        if lines is not None:
-            _known("lines", lines, groups)
-            _join(axis, *(at[group] for group in lines))
-        for group, values in at.items():
-            colour, marker = looks[group]
-            axis.scatter(*values.T, s=18, color=colour, marker=marker, linewidths=0, alpha=0.85)
+        _draw_map(axis, groups, looks, lines, limits)
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0][0] else "")
-        axis.set_box_aspect(1)
-        axis.set_aspect("equal", adjustable="datalim")
-        if limits is not None:
-            axis.set(xlim=limits, ylim=limits)
-    marks = [
+    if len(looks) > 1:
+        _legend_below(figure, _marks(looks), list(looks))
+    _headline(figure, title)
+    return figure
+
+
+def _draw_map(
+    axis: Axes,
+    groups: Mapping[str, Array],
+    looks: Mapping[str, tuple[str, str]],
+    lines: tuple[str, str] | None,
+    limits: tuple[float, float] | None,
+) -> None:
+    """Points of each group on `axis`, square, perhaps joined by lines."""
+    at = {group: _array(values) for group, values in groups.items()}
+    for group, values in at.items():
+        if values.ndim != 2 or values.shape[1] != 2:
+            raise ShapeError(f"{group}: expected points [N, 2], got {list(values.shape)}")
+    if lines is not None:
+        _known("lines", lines, groups)
+        _join(axis, *(at[group] for group in lines))
+    for group, values in at.items():
+        colour, marker = looks[group]
+        axis.scatter(
+            values[:, 0], values[:, 1], s=18, color=colour, marker=marker, linewidths=0, alpha=0.85
+        )
+    axis.set_box_aspect(1)
+    axis.set_aspect("equal", adjustable="datalim")
+    if limits is not None:
+        axis.set(xlim=limits, ylim=limits)
+
+
+def _marks(looks: Mapping[str, tuple[str, str]]) -> list[Line2D]:
+    """What stands for each group in a legend."""
+    return [
         Line2D([], [], color=colour, marker=marker, linestyle="", markersize=5)
         for colour, marker in looks.values()
     ]
-    if len(looks) > 1:
-        _legend_below(figure, marks, list(looks))
-    _headline(figure, title)
-    return figure
 
 
 def _join(axis: Axes, start: np.ndarray, end: np.ndarray) -> None:
