@@ -19,7 +19,8 @@ from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.shapes import NAMED_AT_DETAIL
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
-from mmcl_core.methods import CLIP
+from mmcl_core.experiments import structure
+from mmcl_core.methods import CLIP, LateFusion, blending
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 DEFINES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
@@ -152,3 +153,114 @@ def test_tiny_clip_is_the_library_clip() -> None:
     tiny.caption_head.load_state_dict({"weight": library.heads["caption"][0].weight})
     batch = lab.__getitems__(range(24))
     torch.testing.assert_close(tiny.loss(batch), library.loss(batch))
+
+
+# --- problems/heterogeneity -----------------------------------------------------------------------
+
+
+def test_gap_and_cone_by_hand() -> None:
+    page = definitions("problems/heterogeneity")
+    x, y = unit(7, 5, seed=0), unit(7, 5, seed=1)
+    assert float(page["cone_loop"](x)) == pytest.approx(evaluation.cone(x), abs=1e-12)
+    assert float(page["cone_vectorised"](x)) == pytest.approx(evaluation.cone(x), abs=1e-12)
+    assert float(page["gap_vectorised"](x, y)) == pytest.approx(
+        evaluation.modality_gap(x, y), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("d", [-2.0, 0.0, 0.5, 1.0])
+def test_shift_by_hand(d: float) -> None:
+    page = definitions("problems/heterogeneity")
+    x, y = unit(6, 4, seed=2), unit(6, 4, seed=3)
+    for mine, library in zip(
+        page["shift_by_hand"](x, y, d), evaluation.shift_gap(x, y, d), strict=True
+    ):
+        torch.testing.assert_close(mine, library)
+
+
+def test_word_similarity_loop_and_vectorised() -> None:
+    page = definitions("problems/heterogeneity")
+    patches, words = unit(3, 4, 5, seed=4), unit(2, 6, 5, seed=5)
+    table = page["word_similarity"](patches, words)
+    for b in range(3):
+        for c in range(2):
+            alone = page["word_similarity_loop"](patches[b], words[c])
+            assert float(table[b, c]) == pytest.approx(float(alone))
+
+
+def test_word_similarity_is_that_of_the_library() -> None:
+    page = definitions("problems/heterogeneity")
+    data = ShapesCaptions(5, seed=1, size=32, objects=(1, 1), sentences=1, synonyms=False)
+    torch.manual_seed(0)
+    method = CLIP(ImageEncoder(size=32, width=32), CaptionEncoder(len(data.tokenizer), width=32))
+    batch = data.__getitems__(range(5))
+    patches, _ = method.embed_tokens(batch, "image")
+    words, real = structure.words_of(method, batch)
+    table = structure.token_similarity(method, batch, batch)
+    for c in range(5):  # the page has captions of one length
+        mine = page["word_similarity"](patches, words[c, real[c]][None])
+        torch.testing.assert_close(mine[:, 0], table[:, c])
+
+
+# --- problems/missing -----------------------------------------------------------------------------
+
+
+def test_tiny_fusion_is_late_fusion() -> None:
+    page = definitions("problems/missing")
+    data = ShapesCaptions(8, seed=0, size=32, objects=(1, 1))
+    torch.manual_seed(0)
+    encoders = {
+        "image": ImageEncoder(size=32, width=32),
+        "caption": CaptionEncoder(len(data.tokenizer), width=32),
+    }
+    library = LateFusion(encoders, classes=36, hidden=16)
+    mine = page["TinyFusion"](encoders, 36, 16)
+    mine.fused.load_state_dict(library.fused.state_dict())
+    mine.head.load_state_dict(library.heads["fusion"].state_dict())
+    batch = data.__getitems__(range(8))
+    for present in (("image",), ("caption",), ("image", "caption")):
+        part = {m: batch[m] for m in present}
+        torch.testing.assert_close(mine.logits(part), library.logits(part))
+
+
+def test_accuracy_of_subsets_is_missing_modality() -> None:
+    page = definitions("problems/missing")
+    data = ShapesCaptions(40, seed=0, size=32, objects=(1, 1))
+    torch.manual_seed(0)
+    encoders = {
+        "image": ImageEncoder(size=32, width=32),
+        "caption": CaptionEncoder(len(data.tokenizer), width=32),
+    }
+    method = LateFusion(encoders, classes=6, hidden=16).eval()
+    labels, names = data.attributes["shape"][:, 0], ("image", "caption")
+    found = evaluation.missing_modality(
+        method, data, torch.arange(6), data, labels, names, classifier="own"
+    )
+    batch = data.__getitems__(range(40))
+    assert page["accuracy_of_subsets"](method.logits, batch, labels, names) == pytest.approx(
+        found.accuracy
+    )
+
+
+def test_keep_leaves_one_modality() -> None:
+    keep = definitions("problems/missing")["keep"]
+    generator = torch.Generator().manual_seed(0)
+    assert keep(500, 3, 1.0, generator).sum(1).eq(1).all()
+    assert keep(500, 3, 0.0, generator).all()
+    assert float((~keep(4000, 3, 0.3, generator)).double().mean()) == pytest.approx(0.3, abs=0.03)
+
+
+def test_blending_by_hand_is_the_library_s() -> None:
+    by_hand = definitions("problems/missing")["blending_by_hand"]
+    losses = {"image": ((3.0, 3.1), (1.0, 1.6)), "tags": ((2.0, 2.0), (1.9, 2.3)),
+              "fusion": ((3.0, 3.0), (0.5, 0.5))}  # fmt: skip
+    earlier = {head: pair[0] for head, pair in losses.items()}
+    later = {head: pair[1] for head, pair in losses.items()}
+    assert by_hand(losses) == pytest.approx(blending.blending_weights(earlier, later))
+
+
+def test_could_be_told_is_a_count_of_the_commonest() -> None:
+    could_be_told = definitions("problems/missing")["could_be_told"]
+    said = torch.tensor([0, 0, 0, 1, 1, 2])
+    labels = torch.tensor([4, 4, 3, 0, 1, 4])
+    assert could_be_told(said, labels) == pytest.approx((2 + 1 + 1) / 6)
