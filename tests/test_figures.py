@@ -69,6 +69,19 @@ DRAWINGS = {
         {"start": POINTS, "end": POINTS}, title="Found", arrows={"pictures": torch.randn(20, 2)},
         partners=("pictures", "captions"),
     ),
+    "map_and_curves": lambda: figures.map_and_curves(
+        POINTS, [0, 0.5, 1], {"recall": {"both": [0.7, 0.6, 0.5]}, "loss": {"a": [1, 2, 3],
+        "b": [2, 2, 2]}}, at=0.5, title="Found", xlabel="distance", limits=(-3, 3),
+        lines=("pictures", "captions"),
+    ),
+    "map_and_bars": lambda: figures.map_and_bars(
+        POINTS, {"accuracy": 0.4, "confidence": 1.0}, title="Found", xlabel="share",
+        limits=(-3, 3), baselines={"chance": 0.1},
+    ),
+    "map_and_bars of nothing": lambda: figures.map_and_bars(
+        {"complete": POINTS["pictures"], "partial": torch.empty(0, 2)}, {"accuracy": 0.0},
+        title="Found", xlabel="share", limits=(-3, 3),
+    ),
     "curve_panels": lambda: figures.curve_panels(
         range(9), {"gap": {"a": range(9)}, "cone": {"a": range(9)}}, title="Found", xlabel="step",
         baselines={"gap": 1.0}, bands={"cone": {"a": (range(9), range(9))}},
