@@ -1,5 +1,6 @@
 """CLIP as a method: its loss, its embeddings, its temperature, and that it learns."""
 
+import itertools
 import math
 
 import pytest
@@ -101,6 +102,66 @@ def test_logit_scale_starts_at_its_inverse_temperature_and_stops_at_100(
         small(lab, temperature=float("nan"))
     with pytest.raises(MMCLError, match="Linear has no `width`"):
         CLIP(nn.Linear(2, 2), nn.Linear(2, 2))
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def test_tokens_are_those_of_the_encoder_through_the_head(lab: ShapesCaptions) -> None:
+    model, batch = small(lab).double(), lab.__getitems__(range(4))
+    batch["image"] = batch["image"].double()
+    for name, count in (("image", 36), ("caption", batch["caption"].shape[1])):
+        found, mask = model.embed_tokens({name: batch[name]}, name)
+        assert found.shape == (4, count, 16)
+        tokens = model.encoders[name](batch[name]).tokens.tolist()
+        weight = model.heads[name][0].weight.tolist()
+        for b, t in itertools.product(range(4), range(count)):
+            by_hand = [math.fsum(map(math.prod, zip(w, tokens[b][t], strict=True))) for w in weight]
+            length = math.sqrt(math.fsum(v * v for v in by_hand))
+            assert found[b, t].tolist() == pytest.approx([v / length for v in by_hand], abs=1e-9)
+        real = torch.ones(4, 36) > 0 if name == "image" else batch["caption"] > 0
+        assert torch.equal(mask, real)
+    assert not mask.all()
+
+
+def test_a_single_token_is_all_that_is_pooled(lab: ShapesCaptions) -> None:
+    """One word, padded or not, and a picture of one patch: embedded as their only token is."""
+    torch.manual_seed(0)
+    model = CLIP(ImageEncoder(size=8, width=32), CaptionEncoder(50, width=32), dim=16)
+    for name, values in (
+        ("image", torch.rand(3, 3, 8, 8)),
+        ("caption", torch.tensor([[5], [9], [4]])),
+        ("caption", torch.tensor([[5, 0, 0], [9, 0, 0], [4, 0, 0]])),
+    ):
+        tokens, mask = model.embed_tokens({name: values}, name)
+        assert mask.sum(1).tolist() == [1, 1, 1]
+        torch.testing.assert_close(tokens[:, 0], model.embed({name: values}))
+
+
+def test_pooled_captions_are_the_mean_of_their_real_words(lab: ShapesCaptions) -> None:
+    """The head is linear: it does not matter whether words are averaged before or after it."""
+    model, batch = small(lab), lab.__getitems__(range(6))
+    _, mask = model.embed_tokens(batch, "caption")
+    words = model.heads["caption"](model.encoders["caption"](batch["caption"]).tokens)
+    means = torch.stack([words[b, mask[b]].mean(0) for b in range(6)])
+    pooled = model.embed({"caption": batch["caption"]})
+    torch.testing.assert_close(F.normalize(means, dim=1), pooled)
+
+
+def test_tokens_of_what_is_not_there(lab: ShapesCaptions) -> None:
+    model, batch = small(lab), lab.__getitems__(range(3))
+    with pytest.raises(MissingModalityError, match=r"tokens of caption.*holds \['image'\]"):
+        model.embed_tokens({"image": batch["image"]}, "caption")
+    with pytest.raises(MissingModalityError, match="tokens of sound"):
+        model.embed_tokens(batch, "sound")
+
+
+@pytest.mark.xfail(
+    strict=True, raises=KeyError, reason="tags are in the batch, but have no encoder"
+)
+def test_tokens_of_what_clip_does_not_embed(lab: ShapesCaptions) -> None:
+    with pytest.raises(MMCLError, match="tags"):
+        small(lab).embed_tokens(lab.__getitems__(range(3)), "tags")
 
 
 @pytest.mark.slow

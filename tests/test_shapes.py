@@ -88,6 +88,14 @@ def test_same_seed_same_bytes_on_every_machine() -> None:
     assert not torch.equal(lab.images, ShapesCaptions(64, seed=4).images)
 
 
+def test_captions_are_those_from_before_parts_could_be_left_out() -> None:
+    """Recorded at 690f400, when there was no `without`."""
+    lab, digest = ShapesCaptions(64), hashlib.sha256()
+    for detail in (1, 2, 3, 4):
+        digest.update(lab.with_detail(detail).sentences.numpy().tobytes())
+    assert digest.hexdigest() == "4cefb07f060d4a1b6667bf3d0882b6438424e7bc9627b1e3c683c625d37d6150"
+
+
 def test_rows_do_not_depend_on_how_many_there_are_nor_pictures_on_captions() -> None:
     few, many = ShapesCaptions(300), ShapesCaptions(700, detail=2)
     assert torch.equal(few.images, many.images[:300])
@@ -174,6 +182,85 @@ def test_meaning_numbers_scenes_by_what_is_said(lab: ShapesCaptions, detail: int
     number = lab.meaning(detail)
     assert len(set(said)) == len(number.unique())
     assert len({(s, int(m)) for s, m in zip(said, number, strict=True)}) == len(set(said))
+
+
+# --- without --------------------------------------------------------------------------------------
+
+
+def words_for(names: tuple[str, ...]) -> set[str]:
+    """Every word that is only said to name one of these attributes."""
+    words = {w for name in names for value in VALUES[name] for w in value.split()}
+    words |= {SYNONYMS[word] for word in words & set(SYNONYMS)}
+    return words | {"at"} if "position" in names else words
+
+
+def articles_alike(words: list[str]) -> list[str]:
+    return ["a" if word == "an" else word for word in words]
+
+
+@pytest.mark.parametrize(
+    "left_out", [*itertools.combinations(ATTRIBUTES, 1), ("size", "texture"), ATTRIBUTES[3::-1]]
+)
+def test_without_leaves_out_the_words_for_an_attribute_alone(lab: ShapesCaptions, left_out) -> None:
+    told = lab
+    for name in left_out:
+        told = told.without(name)
+    assert told.named == tuple(name for name in ATTRIBUTES if name not in left_out)
+    gone = words_for(left_out)
+    for i, s in itertools.product(range(100), range(5)):
+        words = told.text(i, s).split()
+        assert not gone & set(words)
+        kept = [word for word in lab.text(i, s).split() if word not in gone]
+        assert articles_alike(words) == articles_alike(kept)
+        for article, following in itertools.pairwise(words):
+            if article in ("a", "an") and following != "at":
+                assert article == ("an" if following[0] in "aeiou" else "a")
+
+
+def test_without_is_the_same_scenes(lab: ShapesCaptions) -> None:
+    before = lab.sentences.clone()
+    told = lab.without("colour")
+    assert told.images is lab.images
+    assert told.tags is lab.tags
+    assert told.attributes is lab.attributes
+    assert told.tokenizer is lab.tokenizer
+    assert torch.equal(told.masks(range(9)), lab.masks(range(9)))
+    assert torch.equal(lab.sentences, before)
+    assert lab.named == ATTRIBUTES
+    part = told.subset([5, 2])
+    assert part.named == told.named
+    assert part.text(1, 3) == told.text(2, 3)
+
+
+def test_without_the_last_detail_is_the_detail_before(lab: ShapesCaptions) -> None:
+    told = lab.without("position")
+    assert torch.equal(told.sentences, lab.with_detail(3).sentences)
+    told = told.without("texture").without("size")
+    assert torch.equal(told.sentences, lab.with_detail(2).sentences)
+    assert torch.equal(told.without("colour").sentences, lab.with_detail(1).sentences)
+    again = told.with_detail(4)  # names everything, whatever was left out before
+    assert again.named == ATTRIBUTES
+    assert torch.equal(again.sentences, lab.sentences)
+
+
+@pytest.mark.parametrize("left_out", ATTRIBUTES)
+def test_meaning_ignores_what_is_left_out(lab: ShapesCaptions, left_out: str) -> None:
+    told = lab.without(left_out)
+    said = [str(in_order(truth(lab, i, told.named))) for i in range(400)]
+    pairs = set(zip(said, told.meaning().tolist(), strict=True))
+    assert len(pairs) == len(set(said)) == len(told.meaning().unique())
+    assert torch.equal(told.meaning(4), lab.meaning())
+
+
+def test_without_refuses(lab: ShapesCaptions) -> None:
+    with pytest.raises(DataError, match="unknown attribute 'mood'; known are shape"):
+        lab.without("mood")
+    with pytest.raises(DataError, match=r"name size and something else; these name shape, colour$"):
+        lab.with_detail(2).without("size")
+    with pytest.raises(DataError, match=r"name colour and .* shape, size, texture, position$"):
+        lab.without("colour").without("colour")
+    with pytest.raises(DataError, match=r"name shape and something else; these name shape$"):
+        lab.with_detail(1).without("shape")
 
 
 def test_as_a_data_set(lab: ShapesCaptions) -> None:
