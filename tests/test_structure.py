@@ -9,6 +9,7 @@ import torch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.shapes import SYNONYMS
+from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import embed_all
 from mmcl_core.experiments import small, structure
 from mmcl_core.methods import CLIP
@@ -153,18 +154,10 @@ def test_an_attribute_that_captions_do_not_name_has_no_maps(lab: Lab) -> None:
     assert (scenes.tolist(), words) == ([], [])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason='"top left" is looked up as "top", which may be said of another object',
-)
-def test_maps_of_places_are_those_of_their_own_object(lab: Lab) -> None:
-    maps, masks, scenes, _ = structure.word_maps(lab.method, lab.data, "position")
-    seen = set()
-    for k, i in enumerate(scenes.tolist()):
-        seen.add((i, tuple(maps[k].flatten().tolist())))
-        assert masks[k].any()
-    assert len(seen) == len(maps), "two objects have the map of one word"
+@pytest.mark.parametrize("attribute", ["position", "mood"])
+def test_an_attribute_without_a_word_for_each_value_is_refused(lab: Lab, attribute: str) -> None:
+    with pytest.raises(MMCLError, match=attribute):
+        structure.word_maps(lab.method, lab.data, attribute)
 
 
 # --- what is measured -----------------------------------------------------------------------------

@@ -41,7 +41,8 @@ def with_unseen_words(
 
     Raises:
         MMCLError: an argument is out of its range.
-        DataError: the captions have such words already, or the attribute is unknown.
+        DataError: the captions have such words already, the attribute is unknown, or a scene has
+            no first object.
     """
     if not 0 <= rate <= 1 or count < 1:
         raise MMCLError(
@@ -56,8 +57,13 @@ def with_unseen_words(
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(len(UNSEEN), (n, 1, count), generator=generator)
     if follows is not None:
+        value = data.attributes[follows][:, :1, None]
+        if int(value.min()) < 0:
+            raise DataError(
+                "expected scenes that have a first object; some have none in that place"
+            )
         each = len(UNSEEN) // len(VALUES[follows])
-        words = each * data.attributes[follows][:, :1, None] + words % each
+        words = each * value + words % each
     chosen = torch.rand((n, 1, 1), generator=generator) < rate
     added = torch.where(chosen, len(data.tokenizer) + words, 0).expand(n, sentences, count)
     other = copy.copy(data)
@@ -67,7 +73,13 @@ def with_unseen_words(
 
 
 def unseen_words(captions: Tensor, tokenizer: WordTokenizer) -> Tensor:
-    """Which of the `UNSEEN` words each caption holds: bool [N, 16] for int64 [N, L]."""
+    """Which of the `UNSEEN` words each caption holds: bool [N, 16] for int64 [N, L].
+
+    Raises:
+        DataError: the tokenizer is not one that `with_unseen_words` made.
+    """
+    if tuple(tokenizer.words[-len(UNSEEN) :]) != UNSEEN:
+        raise DataError("expected a tokenizer whose last words are the unseen ones")
     first = len(tokenizer) - len(UNSEEN)
     return (captions[:, :, None] == first + torch.arange(len(UNSEEN))).any(dim=1)
 

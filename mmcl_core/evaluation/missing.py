@@ -125,6 +125,7 @@ def accuracy_at_rate(
 
     Raises:
         MMCLError: the rate is outside [0, 1], or there is no such modality, or no other one.
+        ShapeError: another number of labels.
     """
     complete = max(found.predictions, key=len)
     rest = tuple(name for name in complete if name != modality)
@@ -132,6 +133,11 @@ def accuracy_at_rate(
         raise MMCLError(
             f"expected one of the modalities {list(complete)} beside others, and a rate in "
             f"[0, 1]; got {modality!r} and {rate}"
+        )
+    if labels.shape != found.predictions[complete].shape:
+        raise ShapeError(
+            f"expected labels {list(found.predictions[complete].shape)}, one for each prediction; "
+            f"got {list(labels.shape)}"
         )
     noise = torch.rand(len(labels), generator=torch.Generator().manual_seed(seed))
     told = torch.where(noise < rate, found.predictions[rest], found.predictions[complete])
@@ -172,9 +178,18 @@ def partial_to_complete(
 
     Raises:
         MissingModalityError: a modality is not in the data, or the method cannot serve a subset.
+        MMCLError: fewer than two modalities, or one named twice.
+        ShapeError: fewer than two samples.
     """
+    if isinstance(modalities, str) or len(modalities) < 2 or len(set(modalities)) < len(modalities):
+        raise MMCLError(
+            f"expected at least two modalities such as ('image', 'tags'), each once; got "
+            f"{modalities!r}"
+        )
     whole = _unit(embed_all(method, data, modalities, batch_size=batch_size), "embeddings").double()
     closeness, n = {}, len(whole)
+    if n < 2:
+        raise ShapeError("expected at least two samples, to have another one; got one")
     for size in range(1, len(modalities)):
         for present in itertools.combinations(modalities, size):
             part = embed_all(method, data, present, batch_size=batch_size)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
 from mmcl_core.data.shapes import NAMED_AT_DETAIL
+from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import embed_all
 from mmcl_core.experiments import measures, small
 from mmcl_core.methods import CLIP
@@ -56,6 +57,8 @@ def train(
         without: an attribute that they leave out.
         training: "captions", "labels" or "none".
     """
+    if training not in ("captions", "labels", "none"):
+        raise MMCLError(f"training must be 'captions', 'labels' or 'none'; got {training!r}")
     if training == "labels":
         return _supervised(seed)
     data = small.scenes(small.PAIRS, seed, detail=detail)

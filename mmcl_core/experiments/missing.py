@@ -14,6 +14,7 @@ from torch import Tensor
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import compose, paraphrase, with_labels
 from mmcl_core.encoders import TagEncoder
+from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import (
     MissingModality,
     accuracy_at_rate,
@@ -84,6 +85,10 @@ def train(seed: int, *, weights: str = "fusion", **settings: Any) -> Trained:
             which offline trains twice, first with equal weights.
         settings: `dropout` and `impute` of `LateFusion`.
     """
+    if weights not in ("fusion", "equal", "alone", "online", "offline"):
+        raise MMCLError(
+            f"weights must be 'fusion', 'equal', 'alone', 'online' or 'offline'; got {weights!r}"
+        )
     data, test = scenes(3000, seed), scenes(1000, TEST_SEED)
     validation = scenes(500, VALIDATION_SEED)
     y, labels = shape_and_colour(data), shape_and_colour(test)

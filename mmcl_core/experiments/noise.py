@@ -77,7 +77,7 @@ def tied(vectors: Tensor, words: Tensor) -> float:
         words: which words each sample has, bool [N, W]. Samples without any are left out.
 
     Returns:
-        0.0 where no two samples share a word.
+        0.0 where no two samples share a word, or all do.
     """
     some = words.any(dim=1)
     x, has = vectors[some].double(), words[some].double()

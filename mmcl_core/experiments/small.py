@@ -2,8 +2,8 @@
 
 Pictures have 32 pixels a side and become 16 patches, encoders are 64 wide. All else is as in the
 recipes of the book. Scenes to test on have seeds of their own; but width and learning rate were
-chosen, of four trials, by the recall on these: compare conditions, and do not take the recall of one
-for what a new set of scenes would give.
+chosen, of four trials, by the recall on these: compare conditions, and do not take the recall of
+one for what a new set of scenes would give.
 """
 
 from collections.abc import Callable, Sequence

@@ -16,6 +16,7 @@ from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.groups import caption_groups
 from mmcl_core.data.shapes import SYNONYMS, WORDS
 from mmcl_core.data.tokenizer import END, START, WordTokenizer
+from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import pointing_game
 from mmcl_core.experiments import small
 from mmcl_core.methods import CLIP
@@ -139,6 +140,8 @@ def word_maps(
         Maps float [M, h, w] of cosines of the word and each patch; masks bool [M, H, W] of the
         objects; the scene of each, int64 [M]; the words.
     """
+    if attribute not in VALUES or any(" " in value for value in VALUES[attribute]):
+        raise MMCLError(f"expected an attribute with a word for each value; got {attribute!r}")
     batch = data.__getitems__(range(len(data)))
     patches, _ = method.embed_tokens(batch, "image")
     words, _ = words_of(method, batch)

@@ -1,6 +1,7 @@
 """Curves, bars, intervals and histograms."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,7 +57,7 @@ def curves(
         size: inches.
     """
     figure, axis = plt.subplots(figsize=size)
-    _draw_lines(axis, x, series, bands or {}, marks=12)
+    _draw_lines(axis, x, series, bands or {}, _each_its_own(series, LOOKS), marks=12)
     for name, dashes in _each_its_own(baselines or {}, DASHES).items():
         axis.axhline(
             (baselines or {})[name], color=GREY, linestyle=dashes, linewidth=1.4, label=name
@@ -81,7 +82,7 @@ def curve_panels(
     xscale: str = "linear",
     size: tuple[float, float] = (7, 3.3),
 ) -> Figure:
-    """Lines over a common x, a panel for each measure; the same series in every panel.
+    """Lines over a common x, a panel for each measure; a series looks the same in every panel.
 
     Args:
         x: [N].
@@ -95,13 +96,17 @@ def curve_panels(
     """
     bands = bands or {}
     _known("bands", bands, panels)
+    looks = _each_its_own(dict.fromkeys(name for of in panels.values() for name in of), LOOKS)
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    marks: dict[str, Any] = {}
     for axis, (measure, series) in zip(axes[0], panels.items(), strict=True):
-        _draw_lines(axis, x, series, bands.get(measure, {}), marks=8)
+        _draw_lines(axis, x, series, bands.get(measure, {}), looks, marks=8)
+        lines, names = axis.get_legend_handles_labels()
+        marks |= dict(zip(names, lines, strict=True))
         if baselines is not None and measure in baselines:
             axis.axhline(baselines[measure], color=GREY, linestyle="--", linewidth=1.4)
         axis.set(title=measure, xlabel=xlabel, xscale=xscale)
-    _legend_below(figure, *axes[0][0].get_legend_handles_labels())
+    _legend_below(figure, list(marks.values()), list(marks))
     _headline(figure, title)
     return figure
 
@@ -111,6 +116,7 @@ def _draw_lines(
     x: Array,
     series: Mapping[str, Array],
     bands: Mapping[str, tuple[Array, Array]],
+    looks: Mapping[str, tuple[str, str]],
     *,
     marks: int,
 ) -> None:
@@ -118,7 +124,8 @@ def _draw_lines(
     _known("bands", bands, series)
     at = _array(x)
     every = max(1, len(at) // marks)
-    for name, (colour, marker) in _each_its_own(series, LOOKS).items():
+    for name in series:
+        colour, marker = looks[name]
         if name in bands:
             low, high = map(_array, bands[name])
             axis.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)

@@ -107,8 +107,11 @@ class CLIP(nn.Module):
 
         Raises:
             MissingModalityError: the modality is not in the batch.
+            MMCLError: it is neither `image` nor `caption`.
         """
-        at_hand(batch, f"{type(self).__name__} embeds tokens of", (modality,))
+        if modality not in self.modalities:
+            raise MMCLError(f"modality must be one of {self.modalities}; got {modality!r}")
+        require(batch, f"{type(self).__name__} embeds tokens of", modality)
         encoded = self.encoders[modality](batch[modality])
         return F.normalize(self.heads[modality](encoded.tokens), dim=-1), encoded.mask
 
