@@ -205,14 +205,18 @@ def test_word_similarity_is_that_of_the_library() -> None:
 # --- problems/missing -----------------------------------------------------------------------------
 
 
-def test_tiny_fusion_is_late_fusion() -> None:
-    page = definitions("problems/missing")
-    data = ShapesCaptions(8, seed=0, size=32, objects=(1, 1))
+def two_encoders(data: ShapesCaptions) -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)
-    encoders = {
+    return {
         "image": ImageEncoder(size=32, width=32),
         "caption": CaptionEncoder(len(data.tokenizer), width=32),
     }
+
+
+def test_tiny_fusion_is_late_fusion() -> None:
+    page = definitions("problems/missing")
+    data = ShapesCaptions(8, seed=0, size=32, objects=(1, 1))
+    encoders = two_encoders(data)
     library = LateFusion(encoders, classes=36, hidden=16)
     mine = page["TinyFusion"](encoders, 36, 16)
     mine.fused.load_state_dict(library.fused.state_dict())
@@ -226,11 +230,7 @@ def test_tiny_fusion_is_late_fusion() -> None:
 def test_accuracy_of_subsets_is_missing_modality() -> None:
     page = definitions("problems/missing")
     data = ShapesCaptions(40, seed=0, size=32, objects=(1, 1))
-    torch.manual_seed(0)
-    encoders = {
-        "image": ImageEncoder(size=32, width=32),
-        "caption": CaptionEncoder(len(data.tokenizer), width=32),
-    }
+    encoders = two_encoders(data)
     method = LateFusion(encoders, classes=6, hidden=16).eval()
     labels, names = data.attributes["shape"][:, 0], ("image", "caption")
     found = evaluation.missing_modality(
