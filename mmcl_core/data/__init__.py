@@ -1,7 +1,10 @@
-"""Data: the shapes laboratory, folders of captioned pictures, words to numbers, augmentation."""
+"""Data: the shapes laboratory, handwritten digits, folders of captioned pictures, words to numbers,
+augmentation.
+"""
 
 from mmcl_core.data.captions import CaptionFolder
+from mmcl_core.data.digits import Digits
 from mmcl_core.data.shapes import ShapesCaptions
 from mmcl_core.data.tokenizer import WordTokenizer
 
-__all__ = ["CaptionFolder", "ShapesCaptions", "WordTokenizer"]
+__all__ = ["CaptionFolder", "Digits", "ShapesCaptions", "WordTokenizer"]
