@@ -1,11 +1,14 @@
 """Figures: each draws what it is given, once, without a warning, and says what it cannot draw."""
 
+import re
 import warnings
 from io import BytesIO
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
+import torch.nn.functional as F
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -17,6 +20,7 @@ from mmcl_core.errors import MMCLError, ShapeError
 PICTURES = torch.rand(5, 3, 24, 24)
 EDGES = torch.tensor([9, 0, 30, -1, 20])[:, None, None]  # also nothing and all of a picture
 POINTS = {"pictures": torch.randn(20, 2), "captions": torch.randn(20, 2)}
+SPHERE = {side: F.normalize(torch.randn(20, 3), dim=1) for side in ("complete", "picture")}
 
 DRAWINGS = {
     "scenes": lambda: figures.scenes(PICTURES, ["a red circle"] * 5, title="Found", columns=3),
@@ -64,6 +68,10 @@ DRAWINGS = {
     "pairs": lambda: figures.pairs(PICTURES, torch.rand(5, 5), title="Found"),
     "similarity_and_map": lambda: figures.similarity_and_map(
         torch.rand(4, 4), POINTS, torch.arange(20) % 3, group_names="abc", limits=2, title="Found"
+    ),
+    "spheres": lambda: figures.spheres(
+        {f"epoch {i}": SPHERE for i in range(4)}, torch.arange(20) % 3, group_names="abc",
+        title="Found", lines=("complete", "picture"),
     ),
     "circles": lambda: figures.circles(
         {"start": POINTS, "end": POINTS}, title="Found", arrows={"pictures": torch.randn(20, 2)},
@@ -256,6 +264,22 @@ def test_overlays_have_one_scale_and_lie_on_their_pictures() -> None:
     assert "cosine" in texts_of(figure)
 
 
+def test_a_sphere_is_seen_from_where_the_reader_stands() -> None:
+    """From the pole, x and y are what is seen, turned; what lies below the equator is faint."""
+    xyz = SPHERE["complete"]
+    figure = figures.spheres(
+        {"": {"complete": xyz}}, torch.zeros(20), group_names="a", title="t", view=(90, 0)
+    )
+    drawn = {}
+    for dots in figure.axes[0].collections:
+        alpha = {float(c[3]) for c in dots.get_facecolors()}
+        if len(dots.get_offsets()):
+            drawn[alpha.pop()] = torch.tensor(dots.get_offsets().data).float()
+    for alpha, part in ((1.0, xyz[:, 2] >= 0), (0.25, xyz[:, 2] < 0)):
+        seen = torch.stack([xyz[part, 1], -xyz[part, 0]], dim=1)
+        torch.testing.assert_close(drawn[alpha], seen, atol=1e-6, rtol=0)
+
+
 RIGHT = {"title": "t", "xlabel": "x", "ylabel": "y"}
 WRONG = {
     r"bands: expected names from \['a'\]; got \['b'\]": lambda: figures.curves(
@@ -282,6 +306,9 @@ WRONG = {
     r"lines: .* got \['b'\]": lambda: figures.points(
         {"": {"a": torch.rand(4, 2)}}, title="t", lines=("a", "b")
     ),
+    r"b: expected points \[20, 3\], got \[20, 2\]": lambda: figures.spheres(
+        {"": {"b": POINTS["pictures"]}}, torch.zeros(20), group_names="a", title="t"
+    ),
     r"maps \[N, h, w\] with N = 5, got \[4, 2, 2\]": lambda: figures.overlays(
         PICTURES, torch.rand(4, 2, 2), title="t"
     ),
@@ -300,3 +327,77 @@ def test_what_cannot_be_drawn_is_named(said: str) -> None:
     with pytest.raises(MMCLError, match=said):
         WRONG[said]()
     plt.close("all")
+
+
+# --- diagrams -------------------------------------------------------------------------------------
+
+BOXES = {
+    "a": figures.Box("picture\n$x$", 0, 0),
+    "b": figures.Box("encoder", 1, 0, "network"),
+    "c": figures.Box("copy", 1, 1, "slow"),
+    "d": figures.Box("loss", 2.5, 0.5, "loss"),
+}
+ARROWS = [
+    figures.Arrow("a", "b", "[B, 3, H, W]"),
+    figures.Arrow("b", "c", "follows", dashed=True),
+    figures.Arrow("b", "d", "q", bend=0.2),
+    figures.Arrow("c", "d", "<k>", at=0.3),
+]
+
+
+def drawn(alt: str = "A picture & its way") -> str:
+    return figures.diagram(BOXES, ARROWS, alt=alt)._repr_html_()
+
+
+def test_a_diagram_is_xml_that_says_what_is_seen() -> None:
+    root = ElementTree.fromstring(drawn())
+    (svg,) = root
+    assert svg.get("aria-label") == "A picture & its way"
+    assert svg.get("role") == "img"
+    words = " ".join("".join(e.itertext()) for e in svg.iter() if e.tag.endswith("text"))
+    for word in ("picture", "encoder", "[B, 3, H, W]", "<k>"):
+        assert word in words
+
+
+def test_a_diagram_has_the_colour_of_the_text_around_and_no_background() -> None:
+    svg = drawn()
+    assert "currentColor" in svg
+    assert "#010203" not in svg
+    assert "#ffffff" not in svg
+
+
+def test_two_diagrams_of_a_page_share_no_marks() -> None:
+    one, two = (set(re.findall(r'id="([^"]+)"', drawn(alt))) for alt in ("one", "two"))
+    assert one
+    assert not one & two
+    assert {mark[1:] for mark in re.findall(r'"(#[^"]+)"', drawn("one"))} <= one
+    assert drawn("one") == drawn("one")
+
+
+def test_boxes_of_a_diagram_stay_inside() -> None:
+    svg = ElementTree.fromstring(drawn())[0]
+    _, _, width, height = map(float, svg.get("viewBox").split())
+    x, y = zip(
+        *(
+            map(float, re.search(r"translate\(([\d.]+) ([\d.]+)\)", e.get("transform")).groups())
+            for e in svg.iter()
+            if "translate" in e.get("transform", "")
+        ),
+        strict=True,
+    )
+    assert 0 <= min(x) <= max(x) <= width
+    assert 0 <= min(y) <= max(y) <= height
+
+
+@pytest.mark.parametrize(
+    ("boxes", "arrows", "alt", "match"),
+    [
+        ({}, [], "alt", "at least one box"),
+        (BOXES, [], " ", "alt text"),
+        (BOXES, [figures.Arrow("a", "z")], "alt", r"got \['z'\]"),
+        ({"a": figures.Box("x", 0, 0, "odd")}, [], "alt", "kind must be one of.*'odd'"),
+    ],
+)
+def test_what_no_diagram_can_be_drawn_of(boxes, arrows, alt: str, match: str) -> None:
+    with pytest.raises(MMCLError, match=match):
+        figures.diagram(boxes, arrows, alt=alt)

@@ -6,10 +6,11 @@ Titles are findings, and the caller writes them: only the caller knows what was 
 """
 
 from mmcl_core.figures.charts import bars, curve_panels, curves, histograms, intervals
+from mmcl_core.figures.diagrams import Arrow, Box, diagram
 from mmcl_core.figures.frames import map_and_bars, map_and_curves, similarity_and_map
 from mmcl_core.figures.heatmaps import matrices
 from mmcl_core.figures.pictures import overlays, pairs, scenes
-from mmcl_core.figures.spaces import circles, points
+from mmcl_core.figures.spaces import circles, points, spheres
 from mmcl_core.figures.style import (
     BLUE,
     GREEN,
@@ -37,10 +38,13 @@ __all__ = [
     "SKY",
     "STYLE",
     "YELLOW",
+    "Arrow",
+    "Box",
     "bars",
     "circles",
     "curve_panels",
     "curves",
+    "diagram",
     "histograms",
     "house_style",
     "intervals",
@@ -52,4 +56,5 @@ __all__ = [
     "points",
     "scenes",
     "similarity_and_map",
+    "spheres",
 ]
