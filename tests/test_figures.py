@@ -268,7 +268,7 @@ def test_a_sphere_is_seen_from_where_the_reader_stands() -> None:
     """From the pole, x and y are what is seen, turned; what lies below the equator is faint."""
     xyz = SPHERE["complete"]
     figure = figures.spheres(
-        {"": {"complete": xyz}}, torch.zeros(20), group_names="a", title="t", view=(90, 0)
+        {"": {"complete": xyz}}, torch.zeros(20).long(), group_names="a", title="t", view=(90, 0)
     )
     drawn = {}
     for dots in figure.axes[0].collections:

@@ -1,11 +1,12 @@
-"""Points of an embedding space: on the unit circle, or on a map in two dimensions."""
+"""Points of an embedding space: on the unit circle, the unit sphere, or a map of two dimensions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -159,3 +160,111 @@ def _join(axis: Axes, start: np.ndarray, end: np.ndarray) -> None:
         )
     ends = list(np.stack([start, end], axis=1))
     axis.add_collection(LineCollection(ends, colors=GREY, linewidths=0.6, alpha=0.5, zorder=0.9))
+
+
+@house_style
+def spheres(
+    panels: Mapping[str, Mapping[str, Array]],
+    groups: Array,
+    *,
+    group_names: Sequence[str],
+    title: str,
+    lines: tuple[str, str] | None = None,
+    view: tuple[float, float] = (20.0, 30.0),
+    columns: int = 3,
+    panel: float = 2.5,
+) -> Figure:
+    """Points on the unit sphere, seen from far away: colours are groups, markers are sides.
+
+    What lies on the back of the sphere is fainter.
+
+    Args:
+        panels: panel title -> side (such as "complete") -> unit vectors [N, 3]. All panels have the
+            same sides.
+        groups: int64 [N], the group of each row.
+        group_names: name of each group.
+        title: the finding.
+        lines: two sides whose rows are joined, row i with row i.
+        view: where the reader stands, as degrees of latitude and of longitude.
+        columns: panels in a row.
+        panel: width of a panel in inches.
+
+    Raises:
+        ShapeError: points that are not [N, 3] with N groups.
+        MMCLError: `lines` names a side that a panel lacks, or there are too many sides or groups.
+    """
+    colours = list(_each_its_own(group_names, PALETTE).values())
+    sides = _each_its_own(next(iter(panels.values())), MARKERS)
+    number, turn = _array(groups), _turned(*view)
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (panel * columns, (panel + 0.2) * rows + 0.45 + 0.3 * bool(title))
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, points) in zip(axes.flat, panels.items(), strict=False):
+        at = {side: _seen(side, values, len(number), turn) for side, values in points.items()}
+        _draw_globe(axis, turn)
+        if lines is not None:
+            _known("lines", lines, points)
+            _join(axis, *(at[side][:, :2] for side in lines))
+        for side, xyz in at.items():
+            shades = np.array([to_rgba(colours[int(group)]) for group in number])
+            front = xyz[:, 2] >= 0
+            shades[~front, 3] = 0.25
+            for part, order in ((~front, 2), (front, 3)):
+                axis.scatter(
+                    *xyz[part, :2].T, s=22, c=shades[part], marker=sides[side], linewidths=0,
+                    zorder=order,
+                )  # fmt: skip
+        axis.set(title=name, aspect="equal", xlim=(-1.08, 1.08), ylim=(-1.08, 1.08))
+    marks = [Line2D([], [], color=c, marker="o", linestyle="", markersize=5) for c in colours]
+    marks += [
+        Line2D([], [], color="#222222", marker=marker, linestyle="", markersize=5)
+        for marker in sides.values()
+    ]
+    _legend_below(figure, marks, [*group_names, *sides])
+    _headline(figure, title)
+    return figure
+
+
+def _turned(latitude: float, longitude: float) -> np.ndarray:
+    """What brings a point to where the reader sees it, [3, 3]: to the right, up, to the reader."""
+    a, b = np.radians([latitude, longitude])
+    return np.array(
+        [
+            [-np.sin(b), np.cos(b), 0.0],
+            [-np.sin(a) * np.cos(b), -np.sin(a) * np.sin(b), np.cos(a)],
+            [np.cos(a) * np.cos(b), np.cos(a) * np.sin(b), np.sin(a)],
+        ]
+    )
+
+
+def _seen(side: str, points: Array, n: int, turn: np.ndarray) -> np.ndarray:
+    values = _array(points)
+    if values.shape != (n, 3):
+        raise ShapeError(f"{side}: expected points [{n}, 3], got {list(values.shape)}")
+    return values @ turn.T
+
+
+def _draw_globe(axis: Axes, turn: np.ndarray) -> None:
+    """The edge, six meridians and five parallels; those on the back are fainter."""
+    t = np.linspace(0, 2 * np.pi, 181)
+    axis.fill(np.cos(t), np.sin(t), color="#f6f6f6", zorder=0)
+    axis.plot(np.cos(t), np.sin(t), color="#bbbbbb", linewidth=1, zorder=0.5)
+    half = np.linspace(-np.pi / 2, np.pi / 2, 61)
+    ways = [
+        np.stack([np.cos(half) * np.cos(b), np.cos(half) * np.sin(b), np.sin(half)], axis=1)
+        for b in np.radians(range(0, 360, 60))
+    ]
+    ways += [
+        np.stack([np.cos(a) * np.cos(t), np.cos(a) * np.sin(t), np.full_like(t, np.sin(a))], axis=1)
+        for a in np.radians(range(-60, 90, 30))
+    ]
+    for way in ways:
+        x, y, z = (way @ turn.T).T
+        for part, colour in ((z < 0, "#ececec"), (z >= 0, "#d4d4d4")):
+            axis.plot(
+                np.where(part, x, np.nan), np.where(part, y, np.nan), color=colour, linewidth=0.7,
+                zorder=0.6,
+            )  # fmt: skip
