@@ -223,10 +223,8 @@ def set_padding(method: FDT, padding: Any) -> None:
 def recall(data: ShapesCaptions, image: Tensor, caption: Tensor) -> float:
     """Recall@1 of unit vectors [N, D], the mean of both directions; the same words are right."""
     groups = caption_groups(data.sentences[:, 0])
-    there, back = (
-        recall_at_k(*pair, groups=groups) for pair in ((image, caption), (caption, image))
-    )
-    return (there + back) / 2
+    pairs = (image, caption), (caption, image)
+    return sum(recall_at_k(*pair, groups=groups) for pair in pairs) / 2
 
 
 def bags(method: CLIP) -> float:
