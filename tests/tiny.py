@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.experiments import missing, small, structure
+from mmcl_core.experiments import missing, moco, small, structure
 from mmcl_core.training import fit
 
 SCENES, BAGS, EPOCHS = 64, 20, 2
@@ -33,6 +33,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(small.train.__kwdefaults__, "epochs", EPOCHS)
     patch.setattr(missing, "EPOCHS", EPOCHS)
     patch.setattr(missing, "SUPER_EPOCH", 1)
+    patch.setattr(moco, "EPOCHS", EPOCHS)
 
 
 def said(data: ShapesCaptions) -> set[str]:
