@@ -33,12 +33,7 @@ Batch = dict[str, Tensor]
 EPOCHS, BATCH, LR, TEMPERATURE = 5, 64, 5e-3, 0.2
 MOMENTUM, QUEUE = 0.99, 1024
 CROP = (0.25, 1.0)  # least and greatest share of the area
-MOMENTA = {
-    64: (0.0, 0.9, 0.99),
-    256: (0.9, 0.99),
-    1024: (0.0, 0.9, 0.99, 0.999, 1.0),
-    4096: (0.99,),
-}
+MOMENTA = {64: (0, 0.9, 0.99), 256: (0.9, 0.99), 1024: (0, 0.9, 0.99, 0.999, 1), 4096: (0.99,)}
 CONDITIONS: dict[str, dict[str, Any]] = {
     **{f"{k} keys, {m:g}": {"queue": k, "momentum": m} for k, of in MOMENTA.items() for m in of},
     "in the batch": {"training": "batch"},
