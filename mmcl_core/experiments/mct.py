@@ -48,10 +48,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "CLIP, cropped pictures": {"method": "clip", "view": "crop"},
     **{named(terms): {"terms": terms} for terms in CHOICES},
     "within only": {"terms": [*WEIGHTS], "between": False},
-    "image x 0.05": {"terms": ["image"], "weights": {"image": 0.05}},
     "image x 1": {"terms": ["image"], "weights": {"image": 1.0}},
     "drawn again": {"terms": ["image"], "view": "again"},
-    "all five, drawn again": {"terms": [*WEIGHTS], "view": "again"},
     "between, detail 2": {"terms": [], "detail": 2},
     "all five, detail 2": {"terms": [*WEIGHTS], "detail": 2},
 }
