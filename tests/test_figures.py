@@ -90,6 +90,17 @@ DRAWINGS = {
         {"complete": POINTS["pictures"], "partial": torch.empty(0, 2)}, {"accuracy": 0.0},
         title="Found", xlabel="share", limits=(-3, 3),
     ),
+    "token_card": lambda: figures.token_card(
+        PICTURES, [0, 3, 5, 15, 9], {"red": 0.6, "crimson": 0.4}, {"colour: red": 0.9}, grid=4,
+        title="Found",
+    ),
+    "token_card that nobody calls": lambda: figures.token_card(
+        PICTURES[:0], [], {}, {"colour: red": 0.0, "shape: ring": 0.2}, grid=4, title="Found"
+    ),
+    "tokens_of_scene": lambda: figures.tokens_of_scene(
+        PICTURES[0], torch.rand(3, 4, 4), ["a", "red", "ring"], torch.rand(3, 3),
+        ["1: red", "2: a long name of a token", "3: ?"], title="Found", length=5,
+    ),
     "curve_panels": lambda: figures.curve_panels(
         range(9), {"gap": {"a": range(9)}, "cone": {"a": range(9)}}, title="Found", xlabel="step",
         baselines={"gap": 1.0}, bands={"cone": {"a": (range(9), range(9))}},
@@ -315,6 +326,12 @@ WRONG = {
     "finite": lambda: figures.overlays(PICTURES, torch.full((5, 2, 2), torch.nan), title="t"),
     r"outlines \[N, 24, 24\] .* got \[5, 9, 24\]": lambda: figures.overlays(
         PICTURES, torch.rand(5, 2, 2), title="t", outlines=torch.ones(5, 9, 24).bool()
+    ),
+    r"at most 12 pictures and a cell for each; got 5 and cells \[4\]": lambda: figures.token_card(
+        PICTURES, range(4), {}, {"a": 1.0}, grid=4, title="t"
+    ),
+    r"2 maps and by_word \[2, 3\]; got 2 and \[3, 2\]": lambda: figures.tokens_of_scene(
+        PICTURES[0], torch.rand(2, 4, 4), "abc", torch.rand(3, 2), ["1", "2"], title="t"
     ),
     "a caption for each of 5 pictures, got 4": lambda: figures.overlays(
         PICTURES, torch.rand(5, 2, 2), ["a"] * 4, title="t"

@@ -25,6 +25,7 @@ from mmcl_core.figures.style import (
     YELLOW,
     house_style,
 )
+from mmcl_core.figures.tokens import token_card, tokens_of_scene
 
 __all__ = [
     "BLUE",
@@ -56,5 +57,7 @@ __all__ = [
     "points",
     "scenes",
     "similarity_and_map",
+    "token_card",
+    "tokens_of_scene",
     "spheres",
 ]
