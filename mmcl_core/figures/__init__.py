@@ -57,7 +57,7 @@ __all__ = [
     "points",
     "scenes",
     "similarity_and_map",
+    "spheres",
     "token_card",
     "tokens_of_scene",
-    "spheres",
 ]
