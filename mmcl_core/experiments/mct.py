@@ -50,8 +50,6 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "within only": {"terms": [*WEIGHTS], "between": False},
     "image x 1": {"terms": ["image"], "weights": {"image": 1.0}},
     "drawn again": {"terms": ["image"], "view": "again"},
-    "between, detail 2": {"terms": [], "detail": 2},
-    "all five, detail 2": {"terms": [*WEIGHTS], "detail": 2},
 }
 
 
