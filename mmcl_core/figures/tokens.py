@@ -1,6 +1,7 @@
 """Tokens that pictures and words share: who calls one, and where those of one scene are."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,6 @@ from mmcl_core.figures.style import (
     Array,
     _array,
     _folded,
-    _headline,
     _rgb,
     house_style,
 )
@@ -61,18 +61,20 @@ def token_card(
             f"expected at most {COLUMNS * rows} pictures and a cell for each; got {len(pictures)} "
             f"and cells {list(cells.shape)}"
         )
-    figure = plt.figure(figsize=size)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1))
-    for i, axis in enumerate(left.subplots(rows, COLUMNS).flat):
-        axis.axis("off")
-        if i < len(pictures):
-            axis.imshow(_rgb(pictures[i]))
-            _outline(axis, int(cells[i]), grid, pictures.shape[-1])
-    top, bottom = right.subplots(2, 1, height_ratios=(max(6, len(words)), len(values)))
+    figure = plt.figure(figsize=size, layout="none")
+    axis = figure.add_axes((0.01, 0.02, 0.44, 0.88))
+    axis.axis("off")
+    for i, picture in enumerate(pictures):  # all on one axis, which is drawn in a fraction of time
+        down, right = divmod(i, COLUMNS)
+        _place(axis, _rgb(picture), 1.06 * right, 1.06 * down)
+        row, column = divmod(int(cells[i]), grid)
+        _outline(axis, 1.06 * right + column / grid, 1.06 * down + row / grid, 1 / grid)
+    axis.set(xlim=(-0.02, 1.06 * COLUMNS), ylim=(1.06 * rows, -0.02), aspect="equal", anchor="NW")
     named = list(words.items()) + [(" " * (i + 1), 0.0) for i in range(6 - len(words))]
+    top, bottom = (figure.add_axes((0.66, y, 0.32, h)) for y, h in ((0.52, 0.36), (0.06, 0.33)))
     _shares(top, dict(named), BLUE, "words that call it (share of calls)")
     _shares(bottom, values, GREEN, "under the patches that call it (share)")
-    _headline(figure, title)
+    _title(figure, title)
     return figure
 
 
@@ -111,20 +113,19 @@ def tokens_of_scene(
             f"expected {len(names)} maps and by_word [{len(names)}, {len(words)}]; got {len(maps)} "
             f"and {list(given.shape)}"
         )
-    figure = plt.figure(figsize=size)
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
-    axes = above.subplots(1, len(names) + 1)
-    frame = (-0.5, picture.shape[2] - 0.5, picture.shape[1] - 0.5, -0.5)
-    for axis in axes:
-        axis.axis("off")
-    axes[0].imshow(_rgb(picture))
-    axes[0].set_title("picture", fontsize=9)
+    figure = plt.figure(figsize=size, layout="none")
+    axis = figure.add_axes((0.01, 0.54, 0.98, 0.36))
+    axis.axis("off")
     high = max(float(maps.max()), 1e-6)
-    for axis, name, values in zip(axes[1:], names, _array(maps), strict=True):
-        axis.imshow(_muted(picture))
-        axis.imshow(values, vmin=0, vmax=high, cmap="inferno", alpha=0.6, extent=frame)
-        axis.set_title(_folded(name, axis.bbox.width / figure.dpi, 9), fontsize=9)
-    axis = below.subplots()
+    _place(axis, _rgb(picture), 0, 0.12)
+    for i, values in enumerate(_array(maps), start=1):
+        _place(axis, _muted(picture), 1.08 * i, 0.12)
+        seen = np.ma.masked_equal(values, 0)  # where nothing is given, the picture shows
+        _place(axis, seen, 1.08 * i, 0.12, vmin=0, vmax=high, cmap="inferno", alpha=0.75)
+    for i, name in enumerate(["picture", *names]):
+        axis.text(1.08 * i + 0.5, 0.08, name, ha="center", va="bottom", fontsize=9)
+    axis.set(xlim=(0, 1.08 * (len(names) + 1)), ylim=(1.14, -0.05), aspect="equal", anchor="NW")
+    axis = figure.add_axes((0.16, 0.17, 0.83, 0.33))
     room = np.full((len(names), max(length, len(words))), np.nan)
     room[:, : len(words)] = given
     axis.imshow(room, vmin=0, vmax=max(float(given.max()), 1e-6), cmap="inferno", aspect="auto")
@@ -134,21 +135,29 @@ def tokens_of_scene(
     for side in axis.spines.values():
         side.set_visible(False)
     axis.tick_params(length=0)
-    _headline(figure, title)
+    _title(figure, title)
     return figure
 
 
-def _outline(axis: Axes, cell: int, grid: int, side: int) -> None:
+def _place(axis: Axes, image: np.ndarray, x: float, y: float, **how: Any) -> None:
+    """An image of side 1, its upper left corner at (x, y)."""
+    axis.imshow(image, extent=(x, x + 1, y + 1, y), **how)
+
+
+def _outline(axis: Axes, x: float, y: float, side: float) -> None:
     """A frame around one patch."""
-    row, column = divmod(cell, grid)
-    step = side / grid
     axis.add_patch(
         Rectangle(
-            (column * step - 0.5, row * step - 0.5), step, step, fill=False, edgecolor="white",
-            linewidth=1.6, clip_on=False,
-            path_effects=[patheffects.withStroke(linewidth=3.2, foreground="black")],
+            (x, y), side, side, fill=False, edgecolor="white", linewidth=1.5, clip_on=False,
+            path_effects=[patheffects.withStroke(linewidth=3, foreground="black")],
         )
     )  # fmt: skip
+
+
+def _title(figure: Figure, title: str) -> None:
+    width, height = figure.get_size_inches()
+    text = _folded(title, width - 0.1)
+    figure.text(0.05 / width, 1 - 0.06 / height, text, ha="left", va="top", fontsize=11)
 
 
 def _shares(axis: Axes, shares: Mapping[str, float], colour: str, title: str) -> None:
