@@ -2,8 +2,8 @@
 
 The captions name the shape alone, the tags name shape and colour, and the pictures show all. One
 MCT for each choice of the terms `image`, `tags` and `caption` beside the two between the
-modalities; a CLIP that sees the same samples; other weights of the image term; a second view that
-is no crop, but another drawing of the same objects; and captions that name the colour, too.
+modalities; a CLIP that sees the same samples; another weight of the image term; and a second view
+that is no crop, but another drawing of the same objects.
 
 Weights, temperature, batch and learning rate were chosen by trainings with seed 10, on test scenes
 of seed 555.
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.augment import Augment, compose, moco_v2, paraphrase
+from mmcl_core.data.augment import Augment, compose, paraphrase
 from mmcl_core.data.drawing import ATTRIBUTES
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import alignment, embed_all, modality_gap, recall_at_k, uniformity
@@ -28,11 +28,11 @@ from mmcl_core.training import fit
 
 Batch = dict[str, Tensor]
 
-SCENES, EPOCHS, DETAIL = 2400, 6, 1
-BATCH, QUEUE, LR = 32, 256, 3e-3
+SCENES, EPOCHS, DETAIL = 1800, 6, 1
+BATCH, QUEUE, LR = 16, 256, 2e-3
 WEIGHTS = {"image": 0.2, "tags": 0.5, "caption": 0.2}  # of terms that are on
 BETWEEN = ("image_to_caption", "caption_to_image")
-PROBED = (2000, 1000)  # one-object scenes that a probe learns from, and is tested on
+PROBED = (1000, 1000)  # one-object scenes that a probe learns from, and is tested on
 NEAREST = 5  # neighbours of a picture that are looked at
 
 
@@ -44,8 +44,7 @@ def named(terms: Sequence[str]) -> str:
 CHOICES = [[], ["image"], ["tags"], ["caption"], ["image", "tags"], ["image", "caption"],
            ["tags", "caption"], ["image", "tags", "caption"]]  # fmt: skip
 CONDITIONS: dict[str, dict[str, Any]] = {
-    "CLIP": {"method": "clip", "view": "none"},
-    "CLIP, cropped pictures": {"method": "clip", "view": "crop"},
+    "CLIP": {"method": "clip"},
     **{named(terms): {"terms": terms} for terms in CHOICES},
     "within only": {"terms": [*WEIGHTS], "between": False},
     "image x 1": {"terms": ["image"], "weights": {"image": 1.0}},
@@ -54,7 +53,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 
 
 def scenes(n: int, seed: int, **settings: Any) -> ShapesCaptions:
-    """Scenes whose captions name the shapes alone, and whose tags name shapes and colours."""
+    """Scenes whose captions name the shapes, and whose tags name shapes and colours."""
     return small.scenes(n, seed, **{"detail": DETAIL} | settings)
 
 
@@ -89,18 +88,30 @@ def new_mct(
     )
 
 
-def crop(views: Sequence[str] = ("image_view",)) -> Augment:
-    """A random part of a picture, 60 to 100 % of its area; its colours stay."""
-    return moco_v2(
-        small.SIZE, views=views, scale=(0.6, 1.0), jitter_p=0.0, grayscale_p=0.0, blur_p=0.0
-    )
+def crop(least: float = 0.6) -> Augment:
+    """As second view a random square of each picture, `least` to 1 of its area, made larger.
+
+    As `moco_v2` with nothing but its crop, which would take a quarter of the time of a step.
+    """
+
+    def apply(batch: Batch) -> Batch:
+        image = batch["image"]
+        side = (least + (1 - least) * torch.rand(len(image))).sqrt()  # of 1
+        corner = torch.rand(2, len(image)) * 2 - 1  # of the way to each border
+        matrix = torch.zeros(len(image), 2, 3)
+        matrix[:, 0, 0] = matrix[:, 1, 1] = side
+        matrix[:, :, 2] = (corner * (1 - side)).T
+        grid = F.affine_grid(matrix, list(image.shape), align_corners=False)
+        part = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+        return {**batch, "image_view": part}
+
+    return apply
 
 
 def draw_again(data: ShapesCaptions, seed: int) -> Augment:
-    """As second view another picture of the same objects: other background, places, noise.
+    """As second view another picture of the same objects: other background, radii, shifts, noise.
 
-    Like a second photograph of the same things. It knows the attributes of a scene, so it is no
-    augmentation that one could have; it shows what a perfect one would do.
+    It knows the attributes, so it is no augmentation that one could have; but a perfect one.
     """
     objects = {name: values.numpy() for name, values in data.attributes.items()}
     other = scenes(len(data), seed, attributes=objects)
@@ -119,7 +130,6 @@ def train(
     weights: Mapping[str, float] | None = None,
     between: bool = True,
     view: str = "crop",
-    detail: int = DETAIL,
 ) -> nn.Module:
     """Trains an MCT; or a CLIP on the same samples, in batches as in the other experiments.
 
@@ -127,18 +137,14 @@ def train(
         seed: of scenes, first weights and order.
         method: "mct" or "clip".
         terms: see `new_mct`; likewise `weights` and `between`.
-        view: the second view of a picture, "crop" or "again". A CLIP has no second view: with
-            "crop", its pictures themselves are cropped; with "none", not.
-        detail: of the captions.
+        view: the second view of a picture, "crop" or "again"; a CLIP has none.
     """
-    views = {"mct": ("crop", "again"), "clip": ("crop", "none")}
-    if method not in views or view not in views[method]:
-        raise MMCLError(f"the views of each method are {views}; got {method!r} with {view!r}")
-    data = scenes(SCENES, seed, detail=detail)
+    if method not in ("mct", "clip") or view not in ("crop", "again"):
+        raise MMCLError(f"expected mct or clip, crop or again; got {method!r} and {view!r}")
+    data = scenes(SCENES, seed)
     if method == "clip":
-        clip, said = small.new_clip(data, seed), paraphrase(data.sentences)
-        augment = said if view == "none" else compose(said, crop(["image"]))
-        small.train(clip, data, seed, epochs=EPOCHS, augment=augment)
+        clip = small.new_clip(data, seed)
+        small.train(clip, data, seed, epochs=EPOCHS)
         return clip
     mct = new_mct(data, seed, terms, weights=weights, between=between)
     second = crop() if view == "crop" else draw_again(data, seed + 5000)
@@ -152,7 +158,7 @@ def train(
     return mct
 
 
-def measure(method: nn.Module, *, detail: int = DETAIL) -> dict[str, float]:
+def measure(method: nn.Module) -> dict[str, float]:
     """Retrieval, probes, neighbours, and the shape of the common space.
 
     - "image_to_caption", "caption_to_image": recall@1 among 1,000 test scenes; every caption that
@@ -166,7 +172,7 @@ def measure(method: nn.Module, *, detail: int = DETAIL) -> dict[str, float]:
       same;
     - "gap", "alignment", "uniformity, pictures" and "uniformity, captions" of the embeddings.
     """
-    test = scenes(1000, small.TEST_SEED, detail=detail)
+    test = scenes(1000, small.TEST_SEED)
     image, caption = (embed_all(method, test, (name,)) for name in ("image", "caption"))
     means = test.meaning()
     there = recall_at_k(image, caption, groups=means)
@@ -187,9 +193,9 @@ def measure(method: nn.Module, *, detail: int = DETAIL) -> dict[str, float]:
     return measured | _neighbours(method, test) | _probes(method)
 
 
-def run(seed: int, *, detail: int = DETAIL, **config: Any) -> dict[str, float]:
+def run(seed: int, **config: Any) -> dict[str, float]:
     """Trains and measures; see `train` and `measure`."""
-    return measure(train(seed, detail=detail, **config), detail=detail)
+    return measure(train(seed, **config))
 
 
 def pooled(
