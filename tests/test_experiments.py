@@ -29,12 +29,14 @@ DIFFERENT = [
     ("granularity", "detail 1"), ("granularity", "without colour"),
     ("granularity", "untrained"), ("granularity", "supervised"),
     ("noise", "no names"), ("noise", "by chance, 0.5"), ("noise", "by corner, 0.5"),
+    ("moco", "64 keys, 0.9"), ("moco", "in the batch"), ("moco", "untrained"),
     *(pair for pair in CONDITIONS if pair[0] in ("structure", "missing")),
 ]  # fmt: skip
 # With all that is drawn: scenes, names, weights, order, sentences, what is dropped.
 REPEATED = [
     ("gap", "learned 0.07"), ("granularity", "supervised"), ("noise", "by corner, 0.5"),
     ("structure", "trained"), ("missing", "modality dropout"), ("missing", "blending, offline"),
+    ("moco", "64 keys, 0.9"), ("moco", "in the batch"),
 ]  # fmt: skip
 
 
