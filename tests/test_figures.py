@@ -80,7 +80,7 @@ DRAWINGS = {
     "map_and_curves": lambda: figures.map_and_curves(
         POINTS, [0, 0.5, 1], {"recall": {"both": [0.7, 0.6, 0.5]}, "loss": {"a": [1, 2, 3],
         "b": [2, 2, 2]}}, at=0.5, title="Found", xlabel="distance", limits=(-3, 3),
-        lines=("pictures", "captions"),
+        lines=("pictures", "captions"), ylims={"loss": (0, 4)},
     ),
     "map_and_bars": lambda: figures.map_and_bars(
         POINTS, {"accuracy": 0.4, "confidence": 1.0}, title="Found", xlabel="share",
@@ -264,6 +264,16 @@ def test_points_stand_still_and_are_joined_row_by_row() -> None:
             assert torch.equal(torch.tensor(path.vertices, dtype=torch.float32), ends)
 
 
+def test_curves_of_a_frame_stand_still() -> None:
+    figure = figures.map_and_curves(
+        POINTS, [1, 2], {"loss": {"a": [1, 2]}, "gain": {"a": [1, 2]}}, at=1, title="t",
+        xlabel="x", limits=(0, 1), ylims={"loss": (-1, 5)},
+    )  # fmt: skip
+    _, loss, gain = figure.axes
+    assert loss.get_ylim() == (-1, 5)
+    assert gain.get_ylim() != (-1, 5)
+
+
 def test_overlays_have_one_scale_and_lie_on_their_pictures() -> None:
     maps = torch.tensor([[[-1.0, 0.0]], [[0.5, 2.0]]])
     figure = figures.overlays(PICTURES[:2], maps, ["a", "b"], title="t", label="cosine")
@@ -332,6 +342,16 @@ WRONG = {
     ),
     r"2 maps and by_word \[2, 3\]; got 2 and \[3, 2\]": lambda: figures.tokens_of_scene(
         PICTURES[0], torch.rand(2, 4, 4), "abc", torch.rand(3, 2), ["1", "2"], title="t"
+    ),
+    r"ylims: .* got \['gain'\]": lambda: figures.map_and_curves(
+        POINTS,
+        [1],
+        {"loss": {"a": [1]}},
+        at=1,
+        title="t",
+        xlabel="x",
+        limits=(0, 1),
+        ylims={"gain": (0, 1)},
     ),
     "a caption for each of 5 pictures, got 4": lambda: figures.overlays(
         PICTURES, torch.rand(5, 2, 2), ["a"] * 4, title="t"

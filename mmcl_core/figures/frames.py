@@ -19,6 +19,7 @@ from mmcl_core.figures.style import (
     _array,
     _each_its_own,
     _headline,
+    _known,
     _legend_below,
     house_style,
 )
@@ -75,6 +76,7 @@ def map_and_curves(
     xlabel: str,
     limits: tuple[float, float],
     lines: tuple[str, str] | None = None,
+    ylims: Mapping[str, tuple[float, float]] | None = None,
     size: tuple[float, float] = (7.8, 4.0),
 ) -> Figure:
     """A map beside curves, one panel above the other; a vertical line says where on the curves.
@@ -90,11 +92,13 @@ def map_and_curves(
         xlabel: with unit.
         limits: lowest and highest value of both axes of the map.
         lines: two groups whose rows are joined, row i with row i.
+        ylims: the measure -> lowest and highest y; curves that differ from frame to frame need it.
         size: inches.
 
     Raises:
         ShapeError, MMCLError: as `points`.
     """
+    _known("ylims", ylims or {}, panels)
     looks = _each_its_own(groups, LOOKS)
     figure = plt.figure(figsize=size)
     grid = figure.add_gridspec(len(panels), 2, width_ratios=(1.15, 1))
@@ -107,6 +111,8 @@ def map_and_curves(
             axis.plot(_array(x), _array(values), color=colour, label=name)
         axis.axvline(at, color="#222222", linewidth=1.2)
         axis.set(title=measure, xlabel=xlabel if row == len(panels) - 1 else "")
+        if ylims is not None and measure in ylims:
+            axis.set_ylim(*ylims[measure])
         if len(series) > 1:
             axis.legend(fontsize=8)
     _legend_below(figure, _marks(looks), list(looks))
