@@ -26,7 +26,18 @@ import torch
 
 from mmcl_core import __version__
 from mmcl_core.errors import MMCLError, RecordError
-from mmcl_core.experiments import fdt, gap, gmc, granularity, mct, missing, moco, noise, structure
+from mmcl_core.experiments import (
+    fdt,
+    gap,
+    gmc,
+    granularity,
+    mct,
+    missing,
+    moco,
+    noise,
+    pointing,
+    structure,
+)
 from mmcl_core.experiments.fingerprint import LIBRARIES, fingerprint
 from mmcl_core.experiments.records import Record, load_record
 from mmcl_core.experiments.runs import write_whole
@@ -37,9 +48,10 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "noise": noise,
     "structure": structure,
     "missing": missing,
-    "mct": mct,
     "moco": moco,
+    "mct": mct,
     "fdt": fdt,
+    "pointing": pointing,
     "gmc": gmc,
 }
 
