@@ -28,8 +28,12 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "CLIP": {"training": "clip"},
     "untrained": {"start": 15.0, "epochs": 0},
     "fixed at 1": {"start": 1.0},
+    "fixed at 10": {"start": 10.0},
     "fixed at 100": {"start": 100.0},
+    "fixed at 1000": {"start": 1000.0},
+    "cooled to 60": {"end": 60.0},
     "cooled to 15, 64 tokens": {"end": 15.0, "codebook": 64},
+    "cooled to 15, 1024 tokens": {"end": 15.0, "codebook": 1024},
 }
 FEW = 250  # test scenes that are looked at after each epoch
 

@@ -35,7 +35,7 @@ def train(seed: int, kind: str = "FDT") -> CLIP:
 
 
 def measure(method: CLIP) -> dict[str, float]:
-    """Of the test scenes: "recall"; "pointing, colour" and "pointing chance, colour", likewise shape.
+    """Of the test scenes: "recall", "pointing, colour", "pointing chance, colour", likewise shape.
 
     All are defined as in the experiment "fdt".
     """
