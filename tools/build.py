@@ -17,6 +17,9 @@ import vendor
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
+# Of no concern here: each kernel warns that it talks to this machine unencrypted, and PyTorch's
+# profiler, which measures memory, says that it starts and stops.
+NOISE = ("[IPKernelApp] WARNING", "SyncActivityProfilerHandler", "Memory block of unknown size")
 
 
 def build(*, strict: bool) -> bool:
@@ -30,8 +33,7 @@ def build(*, strict: bool) -> bool:
     assert process.stderr is not None
     lines = []
     for line in process.stderr:
-        # Each kernel warns that it talks to this machine unencrypted: of no concern here.
-        if "[IPKernelApp] WARNING" not in line:
+        if not any(noise in line for noise in NOISE):
             lines.append(line)
             print(line, end="", file=sys.stderr, flush=True)
     # Sphinx buries the cell that failed under its own traceback: say it again, last.
