@@ -9,7 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")  # before what a module shares
 def _one_thread(request):
     """Threads that wait for each other over a few numbers take a hundred times as long."""
     if "benchmarks" in request.path.parts:  # those measure what a reader gets
