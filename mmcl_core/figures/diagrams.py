@@ -167,7 +167,9 @@ def _inline(svg: str, alt: str) -> str:
     width = re.search(r'<svg[^>]*? width="([\d.]+)pt"', svg)
     assert width is not None  # matplotlib always writes it
     pixels = float(width[1]) * 4 / 3
-    style = f"width: 100%; min-width: {0.65 * pixels:.0f}px; max-width: {pixels:.0f}px; height: auto"
+    style = (
+        f"width: 100%; min-width: {0.65 * pixels:.0f}px; max-width: {pixels:.0f}px; height: auto"
+    )
     head = f'<svg role="img" aria-label="{name}" style="{style}"'
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
