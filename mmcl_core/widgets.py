@@ -2,7 +2,8 @@
 
 A page without a kernel cannot call back into Python: an `interact` or an `observe` stays frozen
 there. What does work is a link between two widgets in the browser. So `scrub` draws every frame
-beforehand and links a slider to the choice of the frame.
+beforehand and links a slider to the choice of the frame. Where not even that works (in print,
+without JavaScript, before it has come), its first frame stands as plain HTML.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def scrub(
     *,
     alt: str | Sequence[str],
     description: str = "",
+    moving: str = "",
     control: str | Sequence[str] = "slider",
     start: int | Sequence[int] = 0,
     dpi: int = 110,
@@ -53,6 +55,8 @@ def scrub(
         alt: what is seen, for readers who do not see it: one text, to which the position is added
             ("...; temperature: 0.1"), or one text a frame.
         description: the name beside the control, when there is one control.
+        moving: a sentence on what would be seen to change, for readers of a page that cannot move:
+            it stands below the first frame in print and without JavaScript.
         control: "slider", "dropdown" or "radio": one for all controls, or one each.
         start: the position at the beginning, as an index: one for all controls, or one each.
         dpi: pixels an inch at which matplotlib figures are drawn. At 110, a figure of 7 x 3.5
@@ -84,7 +88,8 @@ def scrub(
             )
     alts = _alt_texts(alt, axes)
     pictures = _pictures(frames, labels, len(alts), dpi)
-    return _assemble(_img_tags(pictures, alts), axes, kinds, starts)
+    tags = _img_tags(pictures, alts)
+    return _assemble(tags, axes, kinds, starts, _still(tags, axes, starts, moving))
 
 
 def _axes(labels: Any, description: str) -> dict[str, list[str]]:
@@ -244,16 +249,43 @@ def _controls(axes: dict[str, list[str]], kinds: list[str], starts: list[int]) -
     ]
 
 
+def _still(tags: list[str], axes: dict[str, list[str]], starts: list[int], moving: str) -> str:
+    """HTML of the frame at the beginning, where each control stands, and what moving would show."""
+    places = []
+    for (name, texts), first in zip(axes.items(), starts, strict=True):
+        choices = ", ".join(texts) if len(texts) <= 4 else f"{texts[0]} to {texts[-1]}"
+        places.append(f"{name or 'position'} {texts[first]} (of {choices})")
+    tag = tags[_index(starts, [len(texts) for texts in axes.values()])]
+    text = html.escape(f"A figure to play with, here standing still at {'; '.join(places)}.")
+    change = f' <span class="mmcl-moving">{html.escape(moving)}</span>' if moving else ""
+    return f'<div class="mmcl-still">{tag}<p>{text}{change}</p></div>'
+
+
+def _index(positions: Sequence[int], sizes: Sequence[int]) -> int:
+    """The number of a combination of positions, the last one moving fastest."""
+    at = 0
+    for position, size in zip(positions, sizes, strict=True):
+        at = at * size + position
+    return at
+
+
 def _assemble(
-    tags: list[str], axes: dict[str, list[str]], kinds: list[str], starts: list[int]
+    tags: list[str], axes: dict[str, list[str]], kinds: list[str], starts: list[int], still: str
 ) -> Widget:
     """Controls above the picture, linked in the browser where ipywidgets can do so."""
     import ipywidgets
 
+    class Scrub(ipywidgets.VBox):
+        """A box that says, too, what a page shows which draws no widgets."""
+
+        def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+            return {**super()._repr_mimebundle_(**kwargs), "text/html": still}
+
     controls = _controls(axes, kinds, starts)
-    linked = hasattr(ipywidgets, "Stack")
-    picture = _linked_picture(tags, controls) if linked else _live_picture(tags, controls)
-    box = ipywidgets.VBox([*controls, picture])
+    if hasattr(ipywidgets, "Stack"):
+        box = Scrub([*controls, _linked_picture(tags, controls)])
+    else:
+        box = ipywidgets.VBox([*controls, _live_picture(tags, controls)])
     box.add_class("mmcl-scrub")
     return box
 
@@ -285,10 +317,7 @@ def _live_picture(tags: list[str], controls: list[Any]) -> Widget:
     sizes = [len(control.options) for control in controls]
 
     def current() -> str:
-        at = 0
-        for control, size in zip(controls, sizes, strict=True):
-            at = at * size + control.index
-        return tags[at]
+        return tags[_index([control.index for control in controls], sizes)]
 
     picture = ipywidgets.HTML(current())
 

@@ -115,6 +115,28 @@ def test_two_controls_turn_nested_stacks(made_links):
     assert alt_of(frames_below(outer)[4]) == "A tile; width: 40; colour: green"
 
 
+def test_where_nothing_moves_the_first_frame_stands_with_a_sentence():
+    box = scrub(
+        [tile(c) for c in COLOURS],
+        {"colour <1>": COLOURS[:3], "size": ["small", "large"]},
+        alt="A tile",
+        start=[1, 0],
+        moving="Each colour has two tiles & more.",
+    )
+    bundle = box._repr_mimebundle_()
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == box.model_id
+    still = bundle["text/html"]
+    assert frames_below(box)[2].value in still
+    assert still.count("<img") == 1
+    assert "colour &lt;1&gt; green (of red, green, blue); size small (of small, large)" in still
+    assert '<span class="mmcl-moving">Each colour has two tiles &amp; more.</span>' in still
+
+
+def test_long_rows_of_positions_are_shortened_in_the_sentence():
+    box = scrub([tile(c) for c in COLOURS], range(6), description="epoch", alt="A tile", start=5)
+    assert "epoch 5 (of 0 to 5)." in box._repr_mimebundle_()["text/html"]
+
+
 def test_a_flat_sequence_for_two_controls_has_the_last_move_fastest():
     labels = {"row": [0, 1], "column": [0, 1]}
     box = scrub([tile(c) for c in COLOURS[:4]], labels, alt=["a", "b", "c", "d"])

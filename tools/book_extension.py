@@ -3,6 +3,7 @@
 - JavaScript from the book itself when `tools/vendor.py` has fetched it, else from the CDN.
 - A cache of executed pages that knows the library: jupyter-cache compares only the text of the
   cells, so a changed `mmcl_core` would keep old output.
+- Under each widget its first frame, for readers of paper and without JavaScript.
 - The seconds of each chapter, written to `_build/seconds.json` for `tools/build.py` to print.
 """
 
@@ -11,7 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from myst_nb.core.render import WIDGET_VIEW_MIMETYPE
 from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRA = ROOT / "book" / "_extra"
@@ -68,9 +72,27 @@ def write_seconds(app: Sphinx, exception: Exception | None) -> None:
     path.write_text(json.dumps(seconds, indent=1, sort_keys=True))
 
 
+class KeepStillFrame(SphinxPostTransform):
+    """Put a widget's plain HTML behind it: myst-nb would choose the widget alone.
+
+    The style sheet shows it where the widget is not drawn.
+    """
+
+    default_priority = 3  # just before myst-nb's choice of one form for each output
+
+    def run(self, **kwargs: Any) -> None:
+        """Append the children of `text/html` to those of the widget's view."""
+        for bundle in self.document.findall(nodes.container):
+            if bundle.get("nb_element") == "mime_bundle":
+                forms = {form["mime_type"]: form for form in bundle.children}
+                if WIDGET_VIEW_MIMETYPE in forms and "text/html" in forms:
+                    forms[WIDGET_VIEW_MIMETYPE].extend(forms["text/html"].children)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to Sphinx's events."""
     app.connect("config-inited", configure)
     app.connect("source-read", show_progress)
     app.connect("build-finished", write_seconds)
+    app.add_post_transform(KeepStillFrame)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
