@@ -12,6 +12,7 @@ import book_extension
 import environment
 import pytest
 import vendor
+from text_first import text_first
 
 
 @pytest.fixture
@@ -139,3 +140,42 @@ def test_pages_load_from_the_book_exactly_when_all_was_fetched(tmp_path, monkeyp
     book_extension.configure(SimpleNamespace(outdir=str(tmp_path / "html")), config)
     assert (config.mathjax_path != "the CDN's") == vendored
     assert hasattr(config, "nb_ipywidgets_js") == vendored
+
+
+PAGE = """<head>
+<link rel="preload" as="font" href="a.woff2" />
+<script src="../_static/vendor/fontawesome/6/js/all.min.js?d"></script>
+<script src="documentation_options.js"></script>
+<script src="_static/documentation_options.js"></script>
+<script src="doctools.js"></script>
+<script async="async" src="_static/sphinx-thebe.js"></script>
+<script>const THEBE_JS_URL = "https://elsewhere";</script>
+<script defer="defer" src="mathjax.js"></script>
+<script type="application/vnd.jupyter.widget-state+json">{"state":
+ {}}</script>
+<script>inline()</script>
+</head><body><p>&lt;/body&gt; Text.</p>
+</body>
+"""
+
+
+def test_the_text_comes_before_all_that_it_does_not_need():
+    assert (
+        text_first(PAGE)
+        == """<head>
+<script defer="defer" src="documentation_options.js"></script>
+<script src="_static/documentation_options.js"></script>
+<script defer="defer" src="doctools.js"></script>
+<script defer="defer" src="mathjax.js"></script>
+<script>inline()</script>
+</head><body><p>&lt;/body&gt; Text.</p>
+
+<script type="application/vnd.jupyter.widget-state+json">{"state":
+ {}}</script></body>
+"""
+    )
+
+
+def test_a_page_with_the_text_first_stays_as_it_is():
+    once = text_first(PAGE)
+    assert text_first(once) == once

@@ -3,6 +3,7 @@
 - JavaScript from the book itself when `tools/vendor.py` has fetched it, else from the CDN.
 - A cache of executed pages that knows the library: jupyter-cache compares only the text of the
   cells, so a changed `mmcl_core` would keep old output.
+- The text of each page before its scripts (`tools/text_first.py`).
 - Under each widget its first frame, for readers of paper and without JavaScript.
 - The seconds of each chapter, written to `_build/seconds.json` for `tools/build.py` to print.
 """
@@ -16,6 +17,7 @@ from docutils import nodes
 from myst_nb.core.render import WIDGET_VIEW_MIMETYPE
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from text_first import text_first
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRA = ROOT / "book" / "_extra"
@@ -72,6 +74,14 @@ def write_seconds(app: Sphinx, exception: Exception | None) -> None:
     path.write_text(json.dumps(seconds, indent=1, sort_keys=True))
 
 
+def put_text_first(app: Sphinx, exception: Exception | None) -> None:
+    """Reorder every page that was written; one that was reordered before stays as it is."""
+    if exception or app.builder.name != "html":
+        return
+    for page in Path(app.outdir).rglob("*.html"):
+        page.write_text(text_first(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 class KeepStillFrame(SphinxPostTransform):
     """Put a widget's plain HTML behind it: myst-nb would choose the widget alone.
 
@@ -94,5 +104,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", configure)
     app.connect("source-read", show_progress)
     app.connect("build-finished", write_seconds)
+    app.connect("build-finished", put_text_first)
     app.add_post_transform(KeepStillFrame)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -15,9 +15,27 @@ document.addEventListener("DOMContentLoaded", () => {
   };
 });
 
-// A slider's handle has neither a name nor a readable value for screen readers: give it the text
-// of its label and of its readout.
-function nameSliders() {
+// Icons are fonts, which some browsers refuse to a page from disk: there, the theme's library draws
+// them instead. tools/text_first.py has taken it out of the pages.
+if (location.protocol === "file:") {
+  const icons = document.querySelector("link[href*='/fontawesome/']");
+  const script = document.createElement("script");
+  script.src = icons.href.replace("/css/all.min.css", "/js/all.min.js");
+  document.head.append(script);
+}
+
+// The theme calls the bibliography a list, but its entries are no list items.
+for (const list of document.querySelectorAll(".citation-list[role=list]")) {
+  list.removeAttribute("role");
+}
+
+// For screen readers: a slider's handle has neither a name nor a readable value, so it gets the text
+// of its label and of its readout; and radio buttons are told to belong together.
+function nameControls() {
+  for (const radio of document.querySelectorAll(".mmcl-scrub .widget-radio:not([role])")) {
+    radio.setAttribute("role", "radiogroup");
+    radio.setAttribute("aria-label", radio.querySelector(".widget-label")?.textContent ?? "");
+  }
   for (const slider of document.querySelectorAll(".mmcl-scrub .widget-slider")) {
     const handle = slider.querySelector("[role=slider]");
     const label = slider.querySelector(".widget-label")?.textContent;
@@ -34,6 +52,6 @@ function nameSliders() {
 
 document.addEventListener("DOMContentLoaded", () => {
   if (!document.querySelector("script[type='application/vnd.jupyter.widget-view+json']")) return;
-  const observer = new MutationObserver(nameSliders);
+  const observer = new MutationObserver(nameControls);
   observer.observe(document.body, { childList: true, subtree: true, characterData: true });
 });
