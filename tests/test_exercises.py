@@ -1,0 +1,216 @@
+"""Each chapter asks, answers at once, and shows how: its exercises, their checks and solutions.
+
+A check is a function `check_...(answer)` that returns what is to be said of an answer. The cell of
+the exercise calls it on an empty answer, and that of the folded solution on the right one.
+"""
+
+import ast
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from bs4 import Tag
+
+from tests.built import file_of, read
+
+ROOT = Path(__file__).resolve().parent.parent
+LEAST = 3  # exercises of a chapter that have a check
+
+# ```{exercise-start} Title ... ```{exercise-end}, and ```{exercise} Title ... ```
+GATED = re.compile(
+    r"^`{3,}\{(?P<kind>exercise|solution)-start\} *(?P<about>.*)\n"
+    r"(?P<body>(?:.*\n)*?)`{3,}\{(?P=kind)-end\}",
+    re.M,
+)
+PLAIN = re.compile(
+    r"^(?P<fence>`{3,})\{(?P<kind>exercise|solution)\} *(?P<about>.*)\n"
+    r"(?P<body>(?:.*\n)*?)(?P=fence)$",
+    re.M,
+)
+CODE = re.compile(r"^`{3,}\{code-cell\}.*\n((?:.*\n)*?)`{3,}$", re.M)
+OPTIONS = re.compile(r"\A(?:---\n(?:.*\n)*?---\n|(?::.*\n)*)")  # of a cell
+CALL = re.compile(r"print\(\s*(?:[^()]*,\s*)?(check_\w+)\(")
+
+
+def chapters() -> list[str]:
+    """The chapters of _toc.yml that have a kernel, by their file's name without its end."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    files = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    return [name for name in files if "kernelspec:" in text_of(name)[:300]]
+
+
+def text_of(chapter: str) -> str:
+    return (ROOT / f"{chapter}.md").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Block:
+    """An exercise or a solution."""
+
+    kind: str
+    label: str  # of the exercise, here and there
+    folded: bool
+    code: tuple[str, ...]  # the source of each of its cells
+
+    @property
+    def checks(self) -> set[str]:
+        """The names of the check functions whose word it prints."""
+        return {name for cell in self.code for name in CALL.findall(cell)}
+
+
+@cache
+def blocks_of(chapter: str) -> list[Block]:
+    """The exercises and solutions of a chapter."""
+    text, found = text_of(chapter), []
+    for match in [*GATED.finditer(text), *PLAIN.finditer(text)]:
+        body = match["body"]
+        options = dict(re.findall(r"^:(\w+): *(.*)$", body, re.M))
+        label = options.get("label", "") if match["kind"] == "exercise" else match["about"]
+        folded = "dropdown" in options.get("class", "")
+        found.append(Block(match["kind"], label, folded, tuple(CODE.findall(body))))
+    return found
+
+
+def of_kind(chapter: str, kind: str) -> list[Block]:
+    return [block for block in blocks_of(chapter) if block.kind == kind]
+
+
+CHAPTERS = chapters()
+
+
+def test_there_are_chapters() -> None:
+    assert len(CHAPTERS) >= 9
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_enough_exercises_answer_at_once(chapter: str) -> None:
+    checked = [block.label for block in of_kind(chapter, "exercise") if block.checks]
+    assert len(checked) >= LEAST, f"with a check: {checked}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_exercise_has_one_folded_solution(chapter: str) -> None:
+    exercises = [block.label for block in of_kind(chapter, "exercise")]
+    solutions = of_kind(chapter, "solution")
+    assert all(exercises), "an exercise has no label"
+    assert sorted(block.label for block in solutions) == sorted(exercises)
+    assert [block.label for block in solutions if not block.folded] == [], "not folded"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_solution_runs_the_check_of_its_exercise(chapter: str) -> None:
+    solved = {block.label: block.checks for block in of_kind(chapter, "solution")}
+    for exercise in of_kind(chapter, "exercise"):
+        unasked = exercise.checks - solved[exercise.label]
+        assert not unasked, f"{exercise.label}: its solution does not print {sorted(unasked)}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_check_never_just_says_wrong(chapter: str) -> None:
+    for function in functions(chapter):
+        if function.name.startswith("check_"):
+            for text in plain_texts(function):
+                enough = text == "right" or len(text.split()) >= 3
+                assert enough, f"{function.name} says no more than {text!r}"
+
+
+def plain_texts(function: ast.FunctionDef) -> list[str]:
+    """The constant strings that a function returns."""
+    values = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
+    either = [
+        v for value in values if isinstance(value, ast.IfExp) for v in (value.body, value.orelse)
+    ]
+    found = [v.value for v in [*values, *either] if isinstance(v, ast.Constant)]
+    return [text for text in found if isinstance(text, str)]
+
+
+def functions(chapter: str) -> list[ast.FunctionDef]:
+    """The functions that a chapter defines, anywhere in its cells."""
+    cells = [OPTIONS.sub("", cell) for cell in CODE.findall(text_of(chapter))]
+    nodes = [node for cell in cells for node in ast.parse(cell).body]
+    return [node for node in nodes if isinstance(node, ast.FunctionDef)]
+
+
+# Wrong answers that suggest themselves, and a word of what the check should say to them. Only for
+# checks that need no data of their page.
+MISTAKES: list[tuple[str, str, Callable[..., Any], str]] = [
+    ("moco", "check_lag", lambda v, m: v / (1 - m), "with m = 0"),
+    ("moco", "check_lag", lambda v, m: m / (1 - m), "twice as fast"),
+    ("moco", "check_twice", lambda: 0.5, "negative logarithm"),
+    ("moco", "check_twice", lambda: 0.0, "can p be 1"),
+    ("moco", "check_twice", lambda: math.log(3), "too high"),
+    ("moco", "check_itself", lambda K, N: K / N, "how long do they stay"),
+    ("mct", "check_positives", lambda a, b, n: a @ b.T > n, "very same tags"),
+    ("mct", "check_positives", lambda a, b, n: (a[:, None] == b).sum(2) >= n, "has no tags"),
+    ("mct", "check_floor", lambda P: 0.0, "cannot be reached"),
+    ("mct", "check_floor", lambda P: math.log(P + 1), "own key alone"),
+    ("fdt", "check_two", lambda a, b: ((1 + a - b) / 2, (1 - a + b) / 2), "below 0"),
+    (
+        "fdt",
+        "check_two",
+        lambda a, b: tuple(torch.tensor([a, b]).double().softmax(0).tolist()),
+        "differ by 0.5",
+    ),
+    ("fdt", "check_pool", lambda s, m: (s * m[:, :, None]).amax(1), "padding counts as 0"),
+    ("fdt", "check_pool", lambda s, m: s.amax(1), "two real words"),
+    ("fdt", "check_binding", lambda: torch.eye(4), "equally present"),
+    ("fdt", "check_binding", lambda: [[1, 0, 1, 0]], "single token"),
+    ("fdt", "check_binding", lambda: [[9, 0, 9, 0], [1, 0, 0, 1]], "sparsemax"),
+    (
+        "fdt",
+        "check_binding",
+        lambda: [[1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1]],
+        "both mix to",
+    ),
+    ("gmc", "check_mean", lambda z: z.mean(0), "unit norm"),
+    ("gmc", "check_mean", lambda z: z[0], "order"),
+    ("gmc", "check_floor", lambda k: 0.0, "twins"),
+    ("gmc", "check_length", lambda M, c: 1 / M, "as long as they are"),
+    ("gmc", "check_length", lambda M, c: (1 + (M - 1) * c) / M, "square"),
+]
+
+
+@pytest.mark.parametrize(("chapter", "check", "answer", "word"), MISTAKES)
+def test_a_mistake_is_called_by_its_name(
+    chapter: str, check: str, answer: Callable[..., Any], word: str, capsys
+) -> None:
+    """The chapter's functions and the cells of this exercise are executed, and nothing else."""
+    namespace: dict[str, Any] = {"torch": torch, "F": F, "math": math}
+    exec(compile(ast.Module(functions(f"book/methods/{chapter}"), []), chapter, "exec"), namespace)
+    (exercise,) = (
+        block for block in of_kind(f"book/methods/{chapter}", "exercise") if check in block.checks
+    )
+    for cell in exercise.code:
+        exec(cell, namespace)
+    assert capsys.readouterr().out == "not answered yet\n"
+    assert word in namespace[check](answer)
+
+
+@pytest.mark.browser  # needs the built book, though no browser
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_the_page_shows_both_answers(chapter: str) -> None:
+    """Executed, an exercise says that it is not answered, and its solution is right."""
+    page = read(file_of(chapter))
+    exercises = [block for block in page.select("div.exercise") if asks(block)]
+    solutions = [block for block in page.select("div.solution") if asks(block)]
+    assert len(exercises) == len([b for b in of_kind(chapter, "exercise") if b.checks])
+    assert len(solutions) >= len(exercises)
+    for block, expected in [
+        *((block, "not answered yet") for block in exercises),
+        *((block, "right") for block in solutions),
+    ]:
+        said = [line for cell in block.select(".cell_output") for line in cell.text.splitlines()]
+        assert expected in said, f"{block.select_one('.admonition-title').text}: {said}"
+
+
+def asks(block: Tag) -> bool:
+    """Whether a cell in it prints the word of a check."""
+    return any(CALL.search(cell.text) for cell in block.select(".cell_input"))
