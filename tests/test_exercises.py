@@ -1,21 +1,17 @@
 """Each chapter asks, answers at once, and shows how: its exercises, their checks and solutions.
 
 A check is a function `check_...(answer)` that returns what is to be said of an answer. The cell of
-the exercise calls it on an empty answer, and that of the folded solution on the right one.
+the exercise calls it on an empty answer, and that of the folded solution on the right one. What it
+says of mistakes is tested in test_from_scratch.py.
 """
 
 import ast
-import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
 import yaml
 
 from tests.built import file_of, read
@@ -136,61 +132,6 @@ def functions(chapter: str) -> list[ast.FunctionDef]:
     cells = [OPTIONS.sub("", cell) for cell in CODE.findall(text_of(chapter))]
     nodes = [node for cell in cells for node in ast.parse(cell).body]
     return [node for node in nodes if isinstance(node, ast.FunctionDef)]
-
-
-# Wrong answers that suggest themselves, and a word of what the check should say to them. Only for
-# checks that need no data of their page.
-MISTAKES: list[tuple[str, str, Callable[..., Any], str]] = [
-    ("moco", "check_lag", lambda v, m: v / (1 - m), "with m = 0"),
-    ("moco", "check_lag", lambda v, m: m / (1 - m), "twice as fast"),
-    ("moco", "check_twice", lambda: 0.5, "negative logarithm"),
-    ("moco", "check_twice", lambda: 0.0, "can p be 1"),
-    ("moco", "check_twice", lambda: math.log(3), "too high"),
-    ("moco", "check_itself", lambda K, N: K / N, "how long do they stay"),
-    ("mct", "check_positives", lambda a, b, n: a @ b.T > n, "very same tags"),
-    ("mct", "check_positives", lambda a, b, n: (a[:, None] == b).sum(2) >= n, "has no tags"),
-    ("mct", "check_floor", lambda P: 0.0, "cannot be reached"),
-    ("mct", "check_floor", lambda P: math.log(P + 1), "own key alone"),
-    ("fdt", "check_two", lambda a, b: ((1 + a - b) / 2, (1 - a + b) / 2), "below 0"),
-    (
-        "fdt",
-        "check_two",
-        lambda a, b: tuple(torch.tensor([a, b]).double().softmax(0).tolist()),
-        "differ by 0.5",
-    ),
-    ("fdt", "check_pool", lambda s, m: (s * m[:, :, None]).amax(1), "padding counts as 0"),
-    ("fdt", "check_pool", lambda s, m: s.amax(1), "two real words"),
-    ("fdt", "check_binding", lambda: torch.eye(4), "equally present"),
-    ("fdt", "check_binding", lambda: [[1, 0, 1, 0]], "single token"),
-    ("fdt", "check_binding", lambda: [[9, 0, 9, 0], [1, 0, 0, 1]], "sparsemax"),
-    (
-        "fdt",
-        "check_binding",
-        lambda: [[1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1]],
-        "both mix to",
-    ),
-    ("gmc", "check_mean", lambda z: z.mean(0), "unit norm"),
-    ("gmc", "check_mean", lambda z: z[0], "order"),
-    ("gmc", "check_floor", lambda k: 0.0, "twins"),
-    ("gmc", "check_length", lambda M, c: 1 / M, "as long as they are"),
-    ("gmc", "check_length", lambda M, c: (1 + (M - 1) * c) / M, "square"),
-]
-
-
-@pytest.mark.parametrize(("chapter", "check", "answer", "word"), MISTAKES)
-def test_a_mistake_is_called_by_its_name(
-    chapter: str, check: str, answer: Callable[..., Any], word: str, capsys
-) -> None:
-    """The chapter's functions and the cells of this exercise are executed, and nothing else."""
-    namespace: dict[str, Any] = {"torch": torch, "F": F, "math": math}
-    exec(compile(ast.Module(functions(f"book/methods/{chapter}"), []), chapter, "exec"), namespace)
-    (exercise,) = (
-        block for block in of_kind(f"book/methods/{chapter}", "exercise") if check in block.checks
-    )
-    for cell in exercise.code:
-        exec(cell, namespace)
-    assert capsys.readouterr().out == "not answered yet\n"
-    assert word in namespace[check](answer)
 
 
 @pytest.mark.browser  # needs the built book, though no browser

@@ -378,6 +378,34 @@ def test_mct_exercises_name_what_fails() -> None:
     assert "reached" in page["check_floor"](lambda P: 0.0)
 
 
+def test_mct_exercise_says_who_learns(monkeypatch) -> None:
+    page = definitions("methods/mct")
+    data = ShapesCaptions(16, detail=1, size=32, objects=(1, 2))
+    encoders = ImageEncoder(size=32, width=32), CaptionEncoder(len(data.tokenizer), width=32)
+    library = MCT(*copy.deepcopy(encoders), tags=12, dim=16, queue=16)
+    queues = {n: page["TinyQueue"](queue.keys, queue.labels) for n, queue in library.queues.items()}
+    tiny = page["TinyMCT"](*encoders, queues, dim=16)
+    learners = {"momentum encoders": tiny.slow}
+    for m in ("image", "caption"):
+        tower = getattr(tiny, m)
+        learners |= {f"{m} encoder": tower.encoder, f"{m} intra head": tower.intra}
+        learners[f"{m} inter head"] = tower.inter
+    views = compose(paraphrase(data.sentences, view=True), mct.crop())
+    for name, value in {"tiny": tiny, "data": data, "views": views, "LEARNERS": learners}.items():
+        monkeypatch.setitem(page, name, value)
+    check, right = page["check_learners"], page["of_queries"]
+    assert check(page["learners"]) == "not answered yet"
+    assert check(right) == "right"
+    assert "not one name" in check(lambda term: "image encoder")
+    assert "not in LEARNERS" in check(lambda term: {"head"})
+    assert "follows" in check(lambda term: set(learners))
+    assert "side of the keys" in check(lambda term: set(learners) - {"momentum encoders"})
+    assert "another head" in check(lambda term: right(term) | right(term.replace("_to_", " ")))
+    assert "tags: a gradient reaches" in check(
+        lambda term: right(term) if term != "tags" else set()
+    )
+
+
 # --- methods/gmc ----------------------------------------------------------------------------------
 
 
@@ -464,6 +492,12 @@ def test_gmc_exercises_name_what_fails() -> None:
     assert check(math.log) == "right"
     assert "too high" in check(lambda k: math.log(2 * k - 1))
     assert "twins" in check(lambda k: 0.0)
+    check = page["check_length"]
+    assert check(page["mean_length"]) == "not answered yet"
+    assert check(lambda M, c: ((1 + (M - 1) * c) / M) ** 0.5) == "right"
+    assert "as long as they are" in check(lambda M, c: 1 / M)
+    assert "square" in check(lambda M, c: (1 + (M - 1) * c) / M)
+    assert "M = 3, c = 0.0" in check(lambda M, c: ((1 + c) / 2) ** 0.5)
 
 
 # --- methods/moco ---------------------------------------------------------------------------------
@@ -536,11 +570,14 @@ def test_moco_exercises_name_what_fails() -> None:
     assert check(lambda: math.log(2)) == "right"
     assert "same logit" in check(lambda: 0.0)
     assert "too high" in check(lambda: math.log(3))
+    assert "too low" in check(lambda: 0.3)
+    assert "negative logarithm" in check(lambda: 0.5)
     check = page["check_itself"]
     assert check(page["meets_itself"]) == "not answered yet"
     assert check(lambda keys, n: (keys / n) ** 2 / 2) == "right"
     assert "no share" in check(lambda keys, n: keys)
-    assert "drawn" in check(lambda keys, n: keys / n)
+    assert "how long" in check(lambda keys, n: keys / n)
+    assert "drawn" in check(lambda keys, n: (keys / n) ** 2)
 
 
 # --- methods/fdt ----------------------------------------------------------------------------------
@@ -649,7 +686,7 @@ def test_fdt_exercises_name_what_fails() -> None:
     assert "sum to 1" in check(lambda a, b: (0.5, 0.4))
     assert "below 0" in check(lambda a, b: ((1 + a - b) / 2, (1 - a + b) / 2))
     assert "leave one" in check(lambda a, b: (w := min(max((1 + a - b) / 2, 0.1), 0.9), 1 - w))
-    assert "values" in check(lambda a, b: (1.0, 0.0) if a > b else (0.0, 1.0))
+    assert "differ by 0.5" in check(lambda a, b: (0.5, 0.5) if abs(a - b) < 1 else (a > b, a < b))
     check = page["check_pool"]
     assert check(page["pool"]) == "not answered yet"
     assert check(lambda s, m: s.masked_fill(~m[:, :, None], -torch.inf).amax(1)) == "right"
@@ -657,3 +694,12 @@ def test_fdt_exercises_name_what_fails() -> None:
     assert "counts as 0" in check(lambda s, m: (s * m[:, :, None]).amax(1))
     assert "plain maximum" in check(lambda s, m: s.mean(1))
     assert "real words" in check(lambda s, m: s.amax(1))
+    check = page["check_binding"]
+    assert check(page["binding"]) == "not answered yet"
+    assert check(lambda: [[1, 0, 1, 0], [1, 0, 0, 1]]) == "right"
+    assert "[C, 4]" in check(lambda: [1, 0, 1, 0])
+    assert "single token" in check(lambda: [[1, 0, 1, 0]])
+    assert "equally present" in check(lambda: torch.eye(4))
+    assert "sparsemax" in check(lambda: [[9, 0, 9, 0], [1, 0, 0, 1]])
+    pairs = [[1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1]]
+    assert "both mix to" in check(lambda: pairs)
