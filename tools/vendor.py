@@ -1,8 +1,8 @@
-"""Fetch the JavaScript that the pages need, so that they ask no other host for anything.
+"""Fetch the JavaScript and the font that the pages need, so that they ask no other host for anything.
 
     python tools/vendor.py
 
-npm fetches three packages at pinned versions; their hashes are checked; the files that the pages
+npm fetches four packages at pinned versions; their hashes are checked; the files that the pages
 load are unpacked to `book/_extra/vendor/`, which Sphinx copies into the book. Third-party files
 are never committed. Without npm the book loads the same files from their public address, and this
 script says so.
@@ -67,6 +67,16 @@ PACKAGES = [
             "dist/1551f4f60c37af51121f.woff2": f"{HTML_MANAGER}/1551f4f60c37af51121f.woff2",
             "dist/7a3337626410ca2f4071.woff2": f"{HTML_MANAGER}/7a3337626410ca2f4071.woff2",
             "dist/d878b0a6a1144760244f.woff2": f"{HTML_MANAGER}/d878b0a6a1144760244f.woff2",
+        },
+    ),
+    # The glossary's Korean, where the reader's machine (or the one that prints the PDF) has no font.
+    Package(
+        "@fontsource/gowun-dodum",
+        "5.3.0",
+        "1ToMkUzML1E0TIpvV81t1geh+1npARWbdTPwCDZZwqQxD1p/HnngbjOwiXe8Y+gkhlRThyl/HiNgY9fCMpm9OQ==",
+        {
+            "files/gowun-dodum-korean-400-normal.woff2": "gowun-dodum/korean.woff2",
+            "LICENSE": "gowun-dodum/LICENSE",
         },
     ),
 ]
