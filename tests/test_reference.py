@@ -6,6 +6,7 @@ import pkgutil
 import re
 from pathlib import Path
 
+import api_docstrings
 import pytest
 from pybtex.database import parse_file
 
@@ -217,7 +218,7 @@ def test_functions_that_chapters_link_are_on_the_api_pages() -> None:
         assert linked or name == "intro", f"{name} links no function of the library"
 
 
-@pytest.mark.skipif(not (BUILT / "objects.inv").exists(), reason="the book is not built")
+@pytest.mark.browser
 def test_the_built_book_lists_every_object() -> None:
     """The inventory of the built pages has each object of the API pages."""
     from sphinx.util.inventory import InventoryFile
@@ -226,3 +227,42 @@ def test_the_built_book_lists_every_object() -> None:
         inventory = InventoryFile.load(file, "", lambda base, path: path)
     built = {name for kind, found in inventory.items() if kind.startswith("py:") for name in found}
     assert set(documented()) <= built
+
+
+WRITTEN = """\
+Mean `|x|` of |y|, `a`.
+- one
+  more
+- two
+
+So:
+    f(x)
+Then:
+
+Args:
+    x: a:
+        b"""
+
+READ = r"""\
+Mean ``|x|`` of \|y\|, ``a``.
+
+- one
+  more
+- two
+
+So::
+
+    f(x)
+
+Then:
+
+Args:
+    x: a:
+        b""".removeprefix("\\\n")
+
+
+def test_docstrings_become_what_sphinx_reads() -> None:
+    """Code in one backtick, bars, a list below a line, an example below a colon."""
+    lines = WRITTEN.split("\n")
+    api_docstrings.rewrite(None, "function", "f", None, None, lines)
+    assert "\n".join(lines) == READ

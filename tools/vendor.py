@@ -1,4 +1,4 @@
-"""Fetch the JavaScript and the font that the pages need, so that they ask no other host for anything.
+"""Fetch the scripts and the font that the pages need, so that they ask no other host for anything.
 
     python tools/vendor.py
 
@@ -69,7 +69,7 @@ PACKAGES = [
             "dist/d878b0a6a1144760244f.woff2": f"{HTML_MANAGER}/d878b0a6a1144760244f.woff2",
         },
     ),
-    # The glossary's Korean, where the reader's machine (or the one that prints the PDF) has no font.
+    # For the glossary's Korean, where the machine that shows or prints it has no font of its own.
     Package(
         "@fontsource/gowun-dodum",
         "5.3.0",
