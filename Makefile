@@ -4,7 +4,7 @@
 PYTHON ?= python3  # any of 3.11 to 3.13, for the environment
 IN_VENV := .venv/bin/python
 
-.PHONY: book test lint notebooks records bench serve shots clean environment
+.PHONY: book test lint notebooks records bench serve pdf shots clean environment
 
 book: environment  ## the book, in _build/html
 	@$(IN_VENV) tools/build.py
@@ -29,6 +29,9 @@ serve: book  ## the book at http://localhost:8000
 
 environment:
 	@$(PYTHON) tools/environment.py
+
+pdf: book  ## the whole book as one PDF, _build/closing-the-gap.pdf
+	@$(IN_VENV) tools/pdf.py
 
 shots: environment  ## pictures of every built page, three widths, light and dark, in _build/shots
 	@$(IN_VENV) tools/shots.py

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from docutils import nodes
 from myst_nb.core.render import WIDGET_VIEW_MIMETYPE
 from sphinx.application import Sphinx
@@ -37,6 +38,13 @@ def library_hash(root: Path = ROOT) -> str:
         digest.update(file.relative_to(root).as_posix().encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def site_address(root: Path = ROOT) -> str:
+    """Where GitHub Pages shows the book, from `_config.yml`, where alone the repository is named."""
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    owner, name = config["repository"]["url"].rstrip("/").split("/")[-2:]
+    return f"https://{owner.lower()}.github.io/{name}/"
 
 
 def configure(app: Sphinx, config: Any) -> None:
