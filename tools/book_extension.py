@@ -41,7 +41,7 @@ def library_hash(root: Path = ROOT) -> str:
 
 
 def site_address(root: Path = ROOT) -> str:
-    """Where GitHub Pages shows the book, from `_config.yml`, where alone the repository is named."""
+    """Where GitHub Pages shows the book: follows from the repository, named in `_config.yml`."""
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     owner, name = config["repository"]["url"].rstrip("/").split("/")[-2:]
     return f"https://{owner.lower()}.github.io/{name}/"
