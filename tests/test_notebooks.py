@@ -1,8 +1,10 @@
 """Chapters to notebooks: what MyST becomes, what is refused, and that the same gives the same."""
 
 import json
+import re
 import textwrap
 
+import colab
 import nbformat
 import notebooks
 import pytest
@@ -424,6 +426,35 @@ def test_check_names_what_differs(root):
     notebooks.write(root)
     assert notebooks.differing(root) == []
     assert not (root / "book" / "old.ipynb").exists()
+
+
+NOTEBOOKS = notebooks.notebooks_in(colab.ROOT)
+CODE = re.compile(r"(?ms)^([ >]*```)\w*$.*?\1$|(`+).+?\2")
+# A fence of a directive, a role, a label, an option of a directive, a comment.
+RAW = re.compile(r"(?m)```+\s*\{|:::|\{[\w:-]+\}`|^\([\w-]+\)=|^[ >]*:[\w-]+:|^%|\{\{")
+
+
+@pytest.mark.parametrize(
+    "raw", ["```{note}", ":::{tip}", "a {ref}`b`", "(sec)=", ":label: a", "% x"]
+)
+def test_the_pattern_knows_raw_myst(raw):
+    assert RAW.search(raw)
+    assert not RAW.search(CODE.sub("", f"```text\n{raw}\n```")) or raw.startswith("```")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_notebook_of_the_book_shows_raw_myst(path):
+    """Independent of the converter, which refuses what it does not know."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            assert RAW.findall(CODE.sub("", cell.source)) == [], cell.source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_notebook_begins_with_the_cell_that_installs(path):
+    first = nbformat.read(path, as_version=4).cells[0]
+    assert first.cell_type == "code"
+    assert first.source.startswith(notebooks.INSTALL.format(repository=colab.repository()))
 
 
 def test_a_problem_has_file_and_line_of_the_chapter(root):

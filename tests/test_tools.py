@@ -3,12 +3,14 @@
 import base64
 import hashlib
 import io
+import re
 import subprocess
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import book_extension
+import colab
 import environment
 import pytest
 import vendor
@@ -102,6 +104,63 @@ def test_supported_pythons(version):
 def test_other_pythons_are_told_what_to_do(version):
     with pytest.raises(SystemExit, match=r"(?s)3\.11, 3\.12 or 3\.13.*PYTHON=python3\.12"):
         environment.check_version(version)
+
+
+def test_an_environment_is_ready_until_its_list_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "ROOT", str(tmp_path))
+    (tmp_path / "list.txt").write_text("")
+    assert not environment.is_ready("env", ["list.txt"])
+    environment.make("env", ["list.txt"], ["--no-index"])
+    assert environment.is_ready("env", ["list.txt"])
+    (tmp_path / "list.txt").write_text("numpy==2\n")
+    assert not environment.is_ready("env", ["list.txt"])
+
+
+def test_the_list_of_colab_names_the_versions_of_the_contract():
+    pins = colab.pins()
+    assert (pins["ipywidgets"], pins["ipython"]) == ("7.7.1", "7.34.0")
+    assert {"numpy", "matplotlib", "scikit-learn", "umap-learn", "numba"} <= set(pins)
+    assert not {"mmcl-core", "torch", "kornia", "jedi"} & set(pins)
+
+
+def test_torch_is_linked_with_what_only_torch_needs():
+    names = [dist.name for dist in colab.torch_alone()]
+    assert "torch" in names
+    assert not set(names) & set(colab.pins())
+
+
+def test_what_the_first_cell_changes_is_named():
+    before = {"numpy": "2.1.3", "scipy": "1.16.3", "tqdm": "4.67.3"}
+    after = {"numpy": "2.4.6", "scipy": "1.16.3", "mmcl-core": "0.1.0"}
+    assert colab.changes(before, before | {"kornia": "0.9"}) == []
+    assert colab.changes(before, after) == [
+        "numpy: 2.1.3 before, 2.4.6 after",
+        "tqdm: 4.67.3 before, nothing after",
+    ]
+
+
+def test_git_takes_the_library_at_hand_for_the_published_one(tmp_path, monkeypatch):
+    for key, value in colab.redirect(tmp_path / "at hand").items():
+        monkeypatch.setenv(key, value)
+    clone = ["git", "clone", "--quiet", colab.repository(), str(tmp_path / "clone")]
+    subprocess.run(clone, check=True)
+    assert (tmp_path / "clone" / "mmcl_core" / "widgets.py").read_bytes() == (
+        colab.ROOT / "mmcl_core" / "widgets.py"
+    ).read_bytes()
+
+
+def test_every_file_names_the_repository_of_the_configuration():
+    """README and others cannot read `_config.yml`; when it changes, this names what else must."""
+    address = re.compile(r"(?:github\.com|/github)/([\w-]+/[\w-]+)")
+    want = colab.repository().removeprefix("https://github.com/")
+    files = [
+        *(colab.ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CITATION.cff")),
+        *(colab.ROOT / "mmcl_core").rglob("*.py"),
+        *(path for path in (colab.ROOT / "book").rglob("*") if path.suffix in (".md", ".ipynb")),
+    ]
+    named = {file: set(address.findall(file.read_text(encoding="utf-8"))) for file in files}
+    assert {str(file): found for file, found in named.items() if found - {want}} == {}
+    assert sum(map(bool, named.values())) >= 10
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@
 A check that fails does not stop the others. At the end: each one's verdict and seconds.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,18 +15,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from build import report
+from build import BUILD, report
+from colab import KERNEL, kernel_path
+from notebooks import notebooks_in
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 PYTEST = [PYTHON, "-m", "pytest", "-q", "--ignore=tests/benchmarks"]
+# So many at a time, each with one thread: two processes of one thread do more than one of two.
+WORKERS = min(4, os.cpu_count() or 1)
+PARALLEL = ["-n", str(WORKERS)]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 NOTEBOOK_SECONDS = 1200  # for one notebook; a slow machine takes ten times our 90 s
 
 
-def run(*command: str) -> bool:
-    """Run a command in the repository's root; True when it succeeded."""
+def run(*command: str, **variables: str) -> bool:
+    """Run a command in the repository's root, with more variables; True when it succeeded."""
     print("$", " ".join([Path(command[0]).name, *command[1:]]), flush=True)
-    return subprocess.run(command, cwd=ROOT).returncode == 0
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}).returncode == 0
 
 
 def lint() -> bool:
@@ -42,14 +49,28 @@ def lint() -> bool:
 
 def unit() -> bool:
     """The tests that need neither the book nor a browser."""
-    return run(*PYTEST, "-m", "not browser", "--durations=5", "tests")
+    # The tests of a file share what its fixtures made: they stay together.
+    options = ["-m", "not browser", "--dist=loadfile", "--durations=5"]
+    return run(*PYTEST, *PARALLEL, *options, "tests", **ONE_THREAD)
 
 
 def notebooks() -> bool:
-    """The notebooks are what the chapters give, and each runs from top to bottom."""
+    """The notebooks are what the chapters give, and each runs from top to bottom as in Colab."""
     current = run(PYTHON, "tools/notebooks.py", "--check")
-    options = [f"--nbmake-timeout={NOTEBOOK_SECONDS}", "--durations=0", "-p", "no:cacheprovider"]
-    return run(PYTHON, "-m", "pytest", "-q", "--nbmake", *options, "book") and current
+    if not run(PYTHON, "tools/colab.py"):  # makes the environment; runs the first cell
+        return False
+    kernel = [f"--nbmake-kernel={KERNEL}", f"--nbmake-timeout={NOTEBOOK_SECONDS}"]
+    options = [*PARALLEL, "--maxschedchunk=1", "--durations=0", "-p", "no:cacheprovider"]
+    command = [PYTHON, "-m", "pytest", "-q", "--nbmake", *kernel, *options, *longest_first()]
+    return run(*command, **ONE_THREAD, **kernel_path()) and current
+
+
+def longest_first() -> list[str]:
+    """The notebooks by the seconds that their pages took, so that none is left over at the end."""
+    known = BUILD / "seconds.json"
+    seconds = json.loads(known.read_text()) if known.exists() else {}
+    names = [path.relative_to(ROOT).with_suffix("").as_posix() for path in notebooks_in(ROOT)]
+    return [f"{name}.ipynb" for name in sorted(names, key=lambda name: -seconds.get(name, 0))]
 
 
 def book() -> bool:
@@ -76,8 +97,8 @@ def install_browser() -> None:
 CHECKS: dict[str, Callable[[], bool]] = {
     "lint": lint,
     "unit": unit,
-    "notebooks": notebooks,
     "book": book,
+    "notebooks": notebooks,  # after the book, which tells how long each takes
     "browser": browser,
 }
 

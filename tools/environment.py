@@ -13,15 +13,13 @@ import venv
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-VENV = os.path.join(ROOT, ".venv")
-STAMP = os.path.join(VENV, "ready")
 INPUTS = ["requirements.txt", "pyproject.toml"]
 
 
-def fingerprint() -> str:
-    """A hash of what the environment is made from: the pins and the Python."""
+def fingerprint(inputs: list[str]) -> str:
+    """A hash of what an environment is made from: its files and the Python."""
     digest = hashlib.sha256(repr(sys.version_info[:2]).encode())
-    for name in INPUTS:
+    for name in inputs:
         with open(os.path.join(ROOT, name), "rb") as file:
             digest.update(file.read())
     return digest.hexdigest()
@@ -37,25 +35,40 @@ def check_version(version: tuple[int, ...]) -> None:
         )
 
 
+def stamp(name: str) -> str:
+    """The file in environment `name` that says what it was made from, once it is complete."""
+    return os.path.join(ROOT, name, "ready")
+
+
+def is_ready(name: str, inputs: list[str]) -> bool:
+    """Whether environment `name` was made, to the end, from these inputs."""
+    if not os.path.exists(stamp(name)):
+        return False
+    with open(stamp(name)) as file:
+        return file.read() == fingerprint(inputs)
+
+
+def make(name: str, inputs: list[str], options: list[str]) -> None:
+    """Create environment `name` and install the first of `inputs` with pip's `options`."""
+    print(f"Making the environment in {name} from {inputs[0]} (some minutes, once) ...")
+    sys.stdout.flush()
+    builder = venv.EnvBuilder(with_pip=True, symlinks=os.name != "nt")
+    folder = os.path.join(ROOT, name)
+    builder.create(folder)
+    python = builder.ensure_directories(folder).env_exe
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # Relative to the root, because requirements.txt ends with this project itself ("-e .").
+    if subprocess.call([*command, *options, "-r", inputs[0]], cwd=ROOT) != 0:
+        raise SystemExit(f"pip could not install {inputs[0]}; its message is above.")
+    with open(stamp(name), "w") as file:
+        file.write(fingerprint(inputs))
+
+
 def main() -> None:
     """Create `.venv` and install the pins, unless the stamp says that both were done."""
     check_version(sys.version_info[:2])
-    wanted = fingerprint()
-    if os.path.exists(STAMP):
-        with open(STAMP) as file:
-            if file.read() == wanted:
-                return
-    print("Making the environment in .venv from requirements.txt (some minutes, once) ...")
-    sys.stdout.flush()
-    builder = venv.EnvBuilder(with_pip=True, symlinks=os.name != "nt")
-    builder.create(VENV)
-    python = builder.ensure_directories(VENV).env_exe
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # Relative to the root, because requirements.txt ends with this project itself ("-e .").
-    if subprocess.call([*command, "-r", "requirements.txt"], cwd=ROOT) != 0:
-        raise SystemExit("pip could not install requirements.txt; its message is above.")
-    with open(STAMP, "w") as file:
-        file.write(wanted)
+    if not is_ready(".venv", INPUTS):
+        make(".venv", INPUTS, [])
 
 
 if __name__ == "__main__":
