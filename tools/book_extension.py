@@ -90,6 +90,14 @@ def put_text_first(app: Sphinx, exception: Exception | None) -> None:
         page.write_text(text_first(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
+def ask_the_registry(app: Sphinx, address: str) -> str | None:
+    """For a DOI, let linkcheck ask the registry of DOIs: publishers turn robots away."""
+    resolver = "https://doi.org/"
+    if address.startswith(resolver):
+        return address.replace(resolver, resolver + "api/handles/", 1)
+    return None
+
+
 class KeepStillFrame(SphinxPostTransform):
     """Put a widget's plain HTML behind it: myst-nb would choose the widget alone.
 
@@ -113,5 +121,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", show_progress)
     app.connect("build-finished", write_seconds)
     app.connect("build-finished", put_text_first)
+    app.connect("linkcheck-process-uri", ask_the_registry)
     app.add_post_transform(KeepStillFrame)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
