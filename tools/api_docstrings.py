@@ -1,4 +1,6 @@
-"""Docstrings of the library as Sphinx reads them, for the API pages. Loaded by `_config.yml`.
+"""Docstrings of the library as Sphinx reads them, and the API pages as screen readers do.
+
+Loaded by `_config.yml`.
 
 The docstrings are written for readers of the source: `one backtick` for code, lists without a
 blank line above, an indented example below a colon, bars for absolute values. Sphinx expects
@@ -80,10 +82,41 @@ def skip(app: Sphinx, what: str, name: str, obj: Any, left_out: bool, options: A
     return None
 
 
+def spoken_signatures(body: str) -> str:
+    """Signatures of several lines without the list that Sphinx makes of them: it names no terms."""
+
+    def spans(match: re.Match[str]) -> str:
+        text = re.sub(r"<(/?)dl>", r"<\1span>", match[0])
+        return re.sub(r"<dd>", '<span class="sig-line">', text).replace("</dd>", "</span>")
+
+    return re.sub(r'<dt class="sig .*?</dt>', spans, body, flags=re.S)
+
+
+def named_folds(sidebar: Any) -> Any:
+    """The sidebar, each of its arrows with the name of the page whose sections it unfolds."""
+    for summary in sidebar.select("summary"):
+        link = summary.find_parent("li").find("a")
+        summary["aria-label"] = f"Pages under {link.get_text(strip=True)}"
+    return sidebar
+
+
+def finish_page(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """Sphinx's event: change what the theme is about to write."""
+    if "body" in context and page.startswith("book/reference/api"):
+        context["body"] = spoken_signatures(context["body"])
+    if "generate_toctree_html" in context:
+        plain = context["generate_toctree_html"]
+        context["generate_toctree_html"] = lambda *given, **named: named_folds(
+            plain(*given, **named)
+        )
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to the events of autodoc."""
     app.setup_extension("sphinx.ext.autodoc")
     # Before napoleon, which reads "Args:" and the like.
     app.connect("autodoc-process-docstring", rewrite, priority=400)
     app.connect("autodoc-skip-member", skip)
+    # After the theme, which puts the sidebar's function there.
+    app.connect("html-page-context", finish_page, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
