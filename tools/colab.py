@@ -60,6 +60,7 @@ box
 def main() -> None:
     """Make the environment where it is not ready, run the first cell in it, say what it changed."""
     python = ready_python()
+    write_kernel(python)
     before = installed(python)
     outputs = run_cells([first_cell(), MOVE_A_WIDGET], redirect(AT_HAND))
     after = installed(python)
@@ -86,7 +87,6 @@ def ready_python() -> Path:
     # No dependencies: the list is complete, and pip would not leave jedi out.
     environment.make(NAME, INPUTS, ["--no-deps"])
     link_torch(python)
-    write_kernel(python)
     return python
 
 
