@@ -34,14 +34,14 @@ LABELS = {
 
 
 def description(doctree: nodes.document) -> str:
-    """The first paragraphs of a page that are not in a box, to at most `LONGEST` characters."""
-    found: list[str] = []
+    """The first sentences of a page that are not in a box, to at most `LONGEST` characters."""
+    text = ""
     for paragraph in doctree.findall(nodes.paragraph):
-        if isinstance(paragraph.parent, nodes.section):
-            found.append(" ".join(paragraph.astext().split()))
-            if len(" ".join(found)) >= LONGEST / 2:
-                break
-    text = " ".join(found)
+        said = " ".join(paragraph.astext().split())
+        if isinstance(paragraph.parent, nodes.section) and said.endswith((".", "?", "!")):
+            text = f"{text} {said}".strip()
+        if len(text) >= LONGEST / 2:
+            break
     return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"
 
 
@@ -102,7 +102,7 @@ def extend_page(
                 }
             )
     if doctree is not None:
-        title = nodes.Text(context.get("title", "")).astext()
+        title = app.env.titles[page].astext()
         address = f"{site_address()}{page}.html"
         context["metatags"] += social_tags(title, description(doctree), address)
 
