@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.built import HTML
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 
@@ -54,6 +52,8 @@ def browser():
 @pytest.fixture(scope="session")
 def site() -> str:
     """The address of a local server of the built book."""
+    from tests.built import HTML  # here: it needs the path that is set above
+
     if not (HTML / "index.html").exists():
         pytest.fail("There is no built book to test; run `make book` first.")
 

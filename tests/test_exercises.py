@@ -9,14 +9,12 @@ import ast
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import pytest
-import yaml
+from contents import ROOT, pages
 
 from tests.built import file_of, read
 
-ROOT = Path(__file__).resolve().parent.parent
 LEAST = 3  # exercises of a chapter that have a check
 
 # ```{exercise-start} Title ... ```{exercise-end}, and ```{exercise} Title ... ```
@@ -37,9 +35,7 @@ CALL = re.compile(r"print\(\s*(?:[^()]*,\s*)?(check_\w+)\(")
 
 def chapters() -> list[str]:
     """The chapters of _toc.yml that have a kernel, by their file's name without its end."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    files = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
-    return [name for name in files if "kernelspec:" in text_of(name)[:300]]
+    return [name for name in pages()[1:] if "kernelspec:" in text_of(name)[:300]]
 
 
 def text_of(chapter: str) -> str:

@@ -81,7 +81,7 @@ def book() -> bool:
 def browser() -> bool:
     """Each built page in a real browser: its widgets move, its formulas are rendered."""
     install_browser()
-    return run(*PYTEST, "-m", "browser", "tests")
+    return run(*PYTEST, *PARALLEL, "-m", "browser", "--durations=5", "tests")
 
 
 def install_browser() -> None:

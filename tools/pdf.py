@@ -10,32 +10,20 @@ import re
 import shutil
 import sys
 from datetime import date
-from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
 
 import yaml
 from book_extension import site_address
 from bs4 import BeautifulSoup, Tag
+from contents import ROOT, parts
 from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
 PDF = ROOT / "_build" / "closing-the-gap.pdf"
 # What only a screen has a use for. A widget's first frame stands behind it.
 FOR_SCREENS = "script, .headerlink, .widget-subarea, .copybtn"
 FOOT = """<div style="width: 100%; text-align: center; font: 8pt sans-serif; color: #555">
 <span class="pageNumber"></span></div>"""
-
-
-def parts(toc: dict) -> list[tuple[str, list[str]]]:
-    """The captions of the book's parts, each with its pages, sections last; the root alone."""
-    found = [("", [toc["root"]])]
-    for part in toc["parts"]:
-        pages = []
-        for chapter in part["chapters"]:
-            pages += [chapter["file"], *(s["file"] for s in chapter.get("sections", []))]
-        found.append((part["caption"], pages))
-    return found
 
 
 def place(page: str, fragment: str = "") -> str:
@@ -95,7 +83,7 @@ def head(page: str) -> str:
 def whole_book() -> str:
     """The page that is printed."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    book = parts(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
+    book = parts()
     pages = {page for _, names in book for page in names}
     texts = {page: article(page, pages) for _, names in book for page in names}
     contents = []

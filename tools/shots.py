@@ -8,24 +8,15 @@ A long page comes in parts of PART pixels: NAME-WIDTH-THEME-1.png, -2.png, ...
 
 import shutil
 import sys
-from pathlib import Path
 
-import yaml
+from contents import ROOT, pages
 from playwright.sync_api import Page, sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
 SHOTS = ROOT / "_build" / "shots"
 WIDTHS = [360, 768, 1440]  # pixels
 THEMES = ["light", "dark"]
 PART = 4000  # pixels high
-
-
-def pages() -> list[str]:
-    """The pages that _toc.yml lists, in order, without "book/"."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    listed = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
-    return [name.removeprefix("book/") for name in [toc["root"], *listed]]
 
 
 def open_page(page: Page, name: str) -> None:
@@ -56,8 +47,9 @@ def main(names: list[str]) -> None:
     """Take the pictures of the named pages, or of all."""
     if not (HTML / "index.html").exists():
         sys.exit("There is no built book; run `make book` first.")
-    if unknown := set(names) - set(pages()):
-        sys.exit(f"There is no page {sorted(unknown)}; there are {pages()}.")
+    known = [page.removeprefix("book/") for page in pages()]
+    if unknown := set(names) - set(known):
+        sys.exit(f"There is no page {sorted(unknown)}; there are {known}.")
     if not names:
         shutil.rmtree(SHOTS, ignore_errors=True)
     SHOTS.mkdir(parents=True, exist_ok=True)
@@ -65,7 +57,7 @@ def main(names: list[str]) -> None:
     with sync_playwright() as playwright:
         found = shutil.which("chromium") or shutil.which("chromium-browser")
         page = playwright.chromium.launch(executable_path=found, args=flags).new_page()
-        for name in names or pages():
+        for name in names or known:
             open_page(page, name)
             parts = sum(shoot(page, name, width, theme) for width in WIDTHS for theme in THEMES)
             print(f"{parts:4} pictures  {name}", flush=True)
