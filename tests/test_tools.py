@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import book_extension
+import contents
 import colab
 import environment
 import pytest
@@ -238,3 +239,11 @@ def test_the_text_comes_before_all_that_it_does_not_need():
 def test_a_page_with_the_text_first_stays_as_it_is():
     once = text_first(PAGE)
     assert text_first(once) == once
+
+
+def test_sections_are_listed_after_their_chapter(tmp_path):
+    chapters = "[{file: a, sections: [{file: a/x}]}, {file: b}]"
+    toc = f"root: start\nparts: [{{caption: One, chapters: {chapters}}}]"
+    (tmp_path / "_toc.yml").write_text(toc)
+    assert contents.parts(tmp_path) == [("", ["start"]), ("One", ["a", "a/x", "b"])]
+    assert contents.pages(tmp_path) == ["start", "a", "a/x", "b"]
