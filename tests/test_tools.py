@@ -10,8 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import book_extension
-import contents
 import colab
+import contents
 import environment
 import pytest
 import vendor

@@ -92,7 +92,7 @@ def whole_book() -> str:
         contents.append(f"<p>{caption}</p><ul>{''.join(lines)}</ul>")
     with_formulas = next(page for page, text in texts.items() if text.select_one(".math"))
     title, _, subtitle = config["title"].partition(": ")
-    built = date.fromtimestamp((HTML / "index.html").stat().st_mtime)
+    built = date.fromtimestamp((HTML.parent / "seconds.json").stat().st_mtime)
     return f"""<!DOCTYPE html>
 <html lang="en" data-theme="light"><head><meta charset="utf-8"><title>{config["title"]}</title>
 {head(with_formulas)}</head><body class="whole-book">
