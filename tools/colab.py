@@ -28,7 +28,7 @@ from packaging.utils import canonicalize_name
 NAME = ".venv-colab"
 KERNEL = "colab"
 PINS = "tools/colab.txt"
-INPUTS = [PINS, "requirements.txt"]  # the second for the version of torch
+INPUTS = [PINS]
 AT_HAND = ROOT / "_build" / "colab" / "repository"
 SECONDS = 600  # for the first cell: it downloads
 
