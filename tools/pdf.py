@@ -3,6 +3,7 @@
 The articles of all pages, in order, become one page, whose links lead within it; Chromium prints
 it. So the PDF shows what the pages show, and no second build is needed. What the print looks like
 is said by `book/_static/print.css`.
+The Korean terms of the glossary need a font that has them (Debian: `fonts-nanum`).
 """
 
 import html
