@@ -223,6 +223,7 @@ def test_the_text_comes_before_all_that_it_does_not_need():
     assert (
         text_first(PAGE)
         == """<head>
+<script defer="defer" src="../_static/vendor/fontawesome/6/js/all.min.js?d"></script>
 <script defer="defer" src="documentation_options.js"></script>
 <script src="_static/documentation_options.js"></script>
 <script defer="defer" src="doctools.js"></script>

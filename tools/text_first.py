@@ -2,17 +2,16 @@
 
 A page as they write it shows nothing before its `<head>` has come: all pictures of its widgets, in
 one script of up to a megabyte, the widgets' code, and a library of icons. On a slow line that is
-fifteen seconds. `text_first` moves all that behind the text. Two things it drops: the library of
-icons, which come as fonts, too (`book.js` loads it from disk, where fonts may be refused); and
-thebe, which would run cells on another host and for which the book has no button.
+fifteen seconds. `text_first` lets all that come after the text. Two things it drops: fonts that
+would be fetched first of all, and thebe, which would run cells on another host and for which the
+book has no button.
 """
 
 import re
 
 DROPPED = re.compile(
     r"""\s*(
-    <script\ src="[^"]*/fontawesome/[^"]*"></script>
-    | <link\ rel="preload"\ as="font"[^>]*>
+    <link\ rel="preload"\ as="font"[^>]*>
     | <script>const\ THEBE_JS_URL.*?</script>
     | <script[^>]*/sphinx-thebe\.js[^>]*></script>
     )""",

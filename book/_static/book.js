@@ -15,15 +15,6 @@ document.addEventListener("DOMContentLoaded", () => {
   };
 });
 
-// Icons are fonts, which some browsers refuse to a page from disk: there, the theme's library draws
-// them instead. tools/text_first.py has taken it out of the pages.
-if (location.protocol === "file:") {
-  const icons = document.querySelector("link[href*='/fontawesome/']");
-  const script = document.createElement("script");
-  script.src = icons.href.replace("/css/all.min.css", "/js/all.min.js");
-  document.head.append(script);
-}
-
 // The theme calls the bibliography a list, but its entries are no list items.
 for (const list of document.querySelectorAll(".citation-list[role=list]")) {
   list.removeAttribute("role");
