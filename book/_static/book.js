@@ -46,3 +46,13 @@ document.addEventListener("DOMContentLoaded", () => {
   const observer = new MutationObserver(nameControls);
   observer.observe(document.body, { childList: true, subtree: true, characterData: true });
 });
+
+// Paper is white.
+let shown = "";
+window.addEventListener("beforeprint", () => {
+  shown = document.documentElement.dataset.theme;
+  document.documentElement.dataset.theme = "light";
+});
+window.addEventListener("afterprint", () => {
+  document.documentElement.dataset.theme = shown;
+});
