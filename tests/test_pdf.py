@@ -12,10 +12,6 @@ from tests.built import HTML, PAGES, file_of, read
 TEX = re.compile(r"\\(frac|sum|log|top|mathbb|left|begin|exp)\b")
 
 
-# The PDF is made once: its tests stay in one process.
-pytestmark = pytest.mark.xdist_group("pdf")
-
-
 @pytest.mark.parametrize(
     ("link", "expected"),
     [

@@ -81,8 +81,7 @@ def book() -> bool:
 def browser() -> bool:
     """Each built page in a real browser: its widgets move, its formulas are rendered."""
     install_browser()
-    options = ["-m", "browser", "--dist=loadgroup", "--durations=5"]
-    return run(*PYTEST, *PARALLEL, *options, "tests")
+    return run(*PYTEST, *PARALLEL, "-m", "browser", "--durations=5", "tests")
 
 
 def install_browser() -> None:
