@@ -23,6 +23,7 @@ def open_page(page: Page, name: str) -> None:
     """Open a page of the book and wait for its formulas and widgets."""
     page.goto((HTML / "book" / f"{name}.html").as_uri())
     page.wait_for_load_state("load")
+    page.add_style_tag(content="* { transition: none !important }")  # nothing on its way
     if page.locator("script[type='application/vnd.jupyter.widget-view+json']").count():
         page.locator(".mmcl-scrub").last.wait_for()
     page.evaluate("window.MathJax?.startup?.promise")
