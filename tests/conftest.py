@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -27,26 +26,24 @@ def _one_thread(request):
 
 @pytest.fixture(scope="session")
 def browser():
-    """Debian's Chromium where there is one, else Playwright's own."""
-    from playwright.sync_api import Error, sync_playwright  # here: most tests need none
+    """The browser of tools/chromium.py; without one, advice."""
+    import chromium  # here: most tests need none
+    from playwright.sync_api import Error, sync_playwright
 
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    # Chromium refuses its sandbox to root, as which containers run.
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
         try:
-            chromium = playwright.chromium.launch(executable_path=found, args=flags)
+            launched = chromium.launch(playwright)
         except Error as error:
-            chromium, reason = None, str(error).splitlines()[0]
-        if chromium is None:
+            launched, reason = None, str(error).splitlines()[0]
+        if launched is None:
             pytest.fail(
                 f"No browser to test the book with ({reason}). Install one, and run again:\n"
                 "    apt-get install chromium                  (Debian)\n"
                 "    .venv/bin/playwright install chromium     (elsewhere)",
                 pytrace=False,
             )
-        yield chromium
-        chromium.close()
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ The Korean terms of the glossary need a font that has them (Debian: `fonts-nanum
 
 import html
 import re
-import shutil
 import sys
 from datetime import date
 from urllib.parse import urldefrag, urlsplit
 
+import chromium
 import yaml
 from book_extension import site_address
 from bs4 import BeautifulSoup, Tag
@@ -111,10 +111,8 @@ def main() -> None:
     source = PDF.with_suffix(".html")
     # An empty output would leave an empty line.
     source.write_text(re.sub(r"\n{3,}", "\n\n", whole_book()), encoding="utf-8")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        found = shutil.which("chromium") or shutil.which("chromium-browser")
-        page = playwright.chromium.launch(executable_path=found, args=flags).new_page()
+        page = chromium.launch(playwright).new_page()
         page.goto(source.as_uri())
         page.evaluate("window.MathJax.startup.promise")
         page.pdf(

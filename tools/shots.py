@@ -9,6 +9,7 @@ A long page comes in parts of PART pixels: NAME-WIDTH-THEME-1.png, -2.png, ...
 import shutil
 import sys
 
+import chromium
 from contents import ROOT, pages
 from playwright.sync_api import Page, sync_playwright
 
@@ -54,10 +55,8 @@ def main(names: list[str]) -> None:
     if not names:
         shutil.rmtree(SHOTS, ignore_errors=True)
     SHOTS.mkdir(parents=True, exist_ok=True)
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        found = shutil.which("chromium") or shutil.which("chromium-browser")
-        page = playwright.chromium.launch(executable_path=found, args=flags).new_page()
+        page = chromium.launch(playwright).new_page()
         for name in names or known:
             open_page(page, name)
             parts = sum(shoot(page, name, width, theme) for width in WIDTHS for theme in THEMES)
