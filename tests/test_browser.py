@@ -18,8 +18,8 @@ from tests.built import HTML, PAGES, ROOT, file_of, read
 
 WIDTHS = [360, 768, 1440, 1920]  # pixels: a phone, a tablet, two screens
 # What a page may make a slow line (1.6 Mbit a second, 0.15 s a way) carry before its text is seen;
-# at 200 kB, Chromium shows it after less than 2 s.
-BEFORE_TEXT = 200_000  # bytes, compressed as GitHub Pages sends them
+# at 95 kB, Chromium shows it after 1.6 s.
+BEFORE_TEXT = 120_000  # bytes, compressed as GitHub Pages sends them
 CODE = "book/foundations/laboratory"  # a page with every kind of code
 METHODS = ["CLIP", "MoCo", "MCT", "FDT", "GMC", "LateFusion"]
 VIEWS = "script[type='application/vnd.jupyter.widget-view+json']"
