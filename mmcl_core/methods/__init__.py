@@ -2,9 +2,12 @@
 
 from mmcl_core.methods.clip import CLIP
 from mmcl_core.methods.fdt import FDT
+from mmcl_core.methods.fdt_gmc import FDTGMC
 from mmcl_core.methods.fusion import LateFusion
 from mmcl_core.methods.gmc import GMC
 from mmcl_core.methods.mct import MCT
 from mmcl_core.methods.moco import MoCo
+from mmcl_core.methods.moco_clip import MoCoCLIP
+from mmcl_core.methods.siglip import SigLIP
 
-__all__ = ["CLIP", "FDT", "GMC", "MCT", "LateFusion", "MoCo"]
+__all__ = ["CLIP", "FDT", "FDTGMC", "GMC", "MCT", "LateFusion", "MoCo", "MoCoCLIP", "SigLIP"]

@@ -1,0 +1,57 @@
+"""SigLIP: CLIP with a yes-or-no question for every pair, instead of one choice in each row.
+
+Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmcl_core.data.batches import require
+from mmcl_core.data.groups import caption_groups
+from mmcl_core.distributed import gather
+from mmcl_core.losses import siglip_loss
+from mmcl_core.methods.clip import CLIP
+
+
+class SigLIP(CLIP):
+    """CLIP whose loss asks of each pair of the batch whether picture and caption belong together.
+
+    The sum over the pairs needs no normaliser that sees a whole row, so a machine could take the
+    pairs block by block. Here each process computes the loss of all pairs of all processes.
+
+    Args:
+        image_encoder: see `CLIP`; likewise `caption_encoder` and `dim`.
+        caption_encoder: see `CLIP`.
+        scale: the cosines are multiplied by it; learned, from 10 as published. It never passes
+            100: that limit is CLIP's, not the paper's.
+        bias: is added to them; learned, from -10 as published. Most pairs do not belong together,
+            and with this bias the first answers say so.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        caption_encoder: nn.Module,
+        *,
+        scale: float = 10.0,
+        bias: float = -10.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(image_encoder, caption_encoder, temperature=1 / scale, **settings)
+        self.bias = nn.Parameter(torch.tensor(float(bias)))
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sum over all pairs, divided by the batch; equal captions belong together.
+
+        Args:
+            batch: `image` float [B, 3, H, W] and `caption` int64 [B, L].
+
+        Raises:
+            MissingModalityError: one of the two is not there.
+        """
+        require(batch, "SigLIP trains on", *self.modalities)
+        image, caption = (gather(self._embed_one(batch, m)) for m in self.modalities)
+        groups = caption_groups(gather(batch["caption"], pad=True))
+        return {"total": siglip_loss(image, caption, self.logit_scale, self.bias, groups=groups)}
