@@ -358,12 +358,17 @@ def test_a_record_that_is_not_there_or_not_whole_is_told(fake, tmp_path) -> None
 
 # --- the fingerprint ------------------------------------------------------------------------------
 
+IMPORTS = "from mmcl_core.a import f\nfrom mmcl_core.shelf import h, j"
 PACKAGE = {
     "__init__.py": "__version__ = '1'",
     "a.py": "from mmcl_core.b import c\ndef f(x):\n    return x + 1",
     "b/__init__.py": "B = 1",
     "b/c.py": "def g():\n    import mmcl_core.d\n    return 0",
     "d.py": "D = [1, None, 'text']",
+    "shelf/__init__.py": "'Doc.'\nfrom mmcl_core.shelf.h import h\nfrom mmcl_core.shelf.i import i",
+    "shelf/h.py": "def h():\n    return 1",
+    "shelf/i.py": "def i():\n    return 1",
+    "shelf/j.py": "J = 1",
     "unused.py": "U = 1",
 }
 
@@ -376,23 +381,30 @@ PACKAGE = {
         ("__init__.py", "__version__ = '2'", 1),
         ("unused.py", "U = 2", 1),
         ("e.py", "E = 1", 1),
-        ("exp.py", "CONDITIONS: dict = {'b': 1}\nfrom mmcl_core.a import f", 1),
-        ("exp.py", "CONDITIONS = {'a': 1}\nfrom mmcl_core.a import f\nEPOCHS = 2", 0),
+        ("exp.py", f"CONDITIONS: dict = {{'b': 1}}\n{IMPORTS}", 1),
+        ("exp.py", f"CONDITIONS = {{'a': 1}}\n{IMPORTS}\nEPOCHS = 2", 0),
         ("a.py", "from mmcl_core.b import c\ndef f(x):\n    return x + 2", 0),
         ("a.py", "from mmcl_core.b import c\ndef f(x):\n    return x - 1", 0),
         ("b/__init__.py", "B = 2", 0),
         ("b/c.py", "def g():\n    import mmcl_core.d\n    return 1", 0),
         ("d.py", "D = [1, None, 'other']", 0),
         ("d.py", "D = [1, 'text']", 0),
+        # A package that only hands names on: what it hands on counts, if it is asked for.
+        ("shelf/__init__.py", "from mmcl_core.shelf.h import h", 1),
+        ("shelf/__init__.py", "from mmcl_core.shelf.i import i as h", 0),
+        ("shelf/__init__.py", "from mmcl_core.shelf.h import h\nH = 1", 0),
+        ("shelf/h.py", "def h():\n    return 2", 0),
+        ("shelf/i.py", "def i():\n    return 2", 1),
+        ("shelf/j.py", "J = 2", 0),
     ],
 )
 def test_the_fingerprint_is_of_what_changes_a_number(file, text, same, tmp_path) -> None:
     library = tmp_path / "mmcl_core"
-    (library / "b").mkdir(parents=True)
     for name, content in PACKAGE.items():
+        (library / name).parent.mkdir(parents=True, exist_ok=True)
         (library / name).write_text(content)
     experiment = library / "exp.py"
-    experiment.write_text("CONDITIONS = {'a': 1}\nfrom mmcl_core.a import f")
+    experiment.write_text(f"CONDITIONS = {{'a': 1}}\n{IMPORTS}")
     before = fingerprint(experiment, library)
     (library / file).write_text(text)
     assert (fingerprint(experiment, library) == before) is bool(same)

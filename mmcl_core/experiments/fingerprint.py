@@ -16,14 +16,16 @@ LIBRARIES = ("torch", "numpy", "scikit-learn")  # whose versions may change a nu
 NO_FILES = {
     LIBRARY / "experiments" / name for name in ("records.py", "recording.py", "fingerprint.py")
 }
-NO_NAMES = {"CONDITIONS", "__version__"}
+NO_NAMES = {"CONDITIONS", "__version__", "__all__"}
 
 
 def fingerprint(file: Path, library: Path = LIBRARY) -> str:
     """A hash of what the numbers of an experiment depend on.
 
     That is its file, all files of the library that it imports, directly or not, without comments
-    and docstrings, and the versions of `LIBRARIES`. The same under each version of Python.
+    and docstrings, and the versions of `LIBRARIES`. The same under each version of Python. Of a
+    package whose `__init__.py` only hands names on, the files of the names that are asked for: a
+    new method beside the others leaves their records as they are.
     """
     digest = hashlib.sha256(repr([version(name) for name in LIBRARIES]).encode())
     for form in sorted(_form(ast.parse(p.read_text("utf-8"))) for p in _reached(file, library)):
@@ -37,29 +39,59 @@ def _reached(file: Path, library: Path) -> set[Path]:
     todo = [file]
     while todo:
         path = todo.pop()
-        if path in found or path in NO_FILES:
-            continue
-        found.add(path)
-        for name in _imported(path):
-            parts = name.split(".")
-            if parts[0] != library.name:
-                continue
-            for n in range(1, len(parts) + 1):  # each package on the way is imported, too
-                module = library.parent.joinpath(*parts[:n])
-                files = (module / "__init__.py", module.parent / f"{module.name}.py")
-                todo += [f for f in files if f.is_file()]
+        if path not in found and path not in NO_FILES:
+            found.add(path)
+            for module, name in _imports(path):
+                todo += _behind(module, name, library)
     return found
 
 
-def _imported(path: Path) -> Iterator[str]:
-    """What a file may import: of `from a.b import c`, a.b and a.b.c, which may be a module."""
+def _imports(path: Path) -> Iterator[tuple[str, str]]:
+    """What a file imports, as module and name; of `import a.b`, the name is empty."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 raise MMCLError(f"{path}: expected absolute imports, got a relative one")
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def _behind(module: str, name: str, library: Path) -> Iterator[Path]:
+    """The files of the library behind one import, those on the way to them included."""
+    parts = module.split(".")
+    if parts[0] != library.name:
+        return
+    place = library.parent.joinpath(*parts)
+    for above in reversed(place.relative_to(library.parent).parents[:-1]):
+        init = library.parent / above / "__init__.py"
+        if init.is_file() and _handed_on(init) is None:
+            yield init
+    if place.with_suffix(".py").is_file():
+        yield place.with_suffix(".py")
+        return
+    handed_on = _handed_on(place / "__init__.py")
+    if handed_on is None or not name:  # `import a.b`: any name of it may be used
+        yield place / "__init__.py"
+    if handed_on and name in handed_on:
+        yield from _behind(handed_on[name], name, library)
+    elif name:
+        yield from _behind(f"{module}.{name}", "", library) if _is_module(place / name) else ()
+
+
+def _is_module(place: Path) -> bool:
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def _handed_on(init: Path) -> dict[str, str] | None:
+    """Of a file that only hands names on: each name and its module. None of any other file."""
+    names: dict[str, str] = {}
+    for node in ast.parse(init.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {alias.asname or alias.name: node.module for alias in node.names}
+        elif not _idle(node):
+            return None
+    return names
 
 
 def _form(node: Any) -> str:
