@@ -3,6 +3,7 @@
 - JavaScript from the book itself when `tools/vendor.py` has fetched it, else from the CDN.
 - A cache of executed pages that knows the library: jupyter-cache compares only the text of the
   cells, so a changed `mmcl_core` would keep old output.
+- Chapters executed several at a time, before Sphinx reads the pages one by one.
 - The text of each page before its scripts (`tools/text_first.py`).
 - Under each widget its first frame, for readers of paper and without JavaScript.
 - The seconds of each chapter, written to `_build/seconds.json` for `tools/build.py` to print.
@@ -10,18 +11,29 @@
 
 import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import yaml
 from docutils import nodes
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.executors.utils import single_nb_execution
+from myst_nb.core.read import is_myst_markdown_notebook, read_myst_markdown_notebook
 from myst_nb.core.render import WIDGET_VIEW_MIMETYPE
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from text_first import text_first
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRA = ROOT / "book" / "_extra"
+# So many chapters are executed at a time, each with one thread: two processes of one thread do more
+# than one of two.
+AT_A_TIME = min(4, os.cpu_count() or 1)
 # Where require.js, and so the html-manager, which asks for fonts, looks for files.
 REQUIRE_BASE = 'var require = {baseUrl: document.documentElement.dataset.content_root + "vendor/"};'
 
@@ -65,9 +77,44 @@ def configure(app: Sphinx, config: Any) -> None:
         }
 
 
-def show_progress(app: Sphinx, page: str, source: list[str]) -> None:
-    """Say which page is read, and executed unless it was before: this is what takes the time."""
-    print(f"  {page}", flush=True)
+def execute_chapters(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+    """Execute the chapters that the cache does not have, so that reading them finds all there.
+
+    Raises:
+        ExtensionError: a cell failed, or took longer than `timeout` allows.
+    """
+    cache = get_cache(app.config.nb_execution_cache_path)
+    parsing: Any = env
+    todo = {}
+    for name in docnames:
+        path = Path(env.doc2path(name))
+        text = path.read_text(encoding="utf-8")
+        if is_myst_markdown_notebook(text):
+            notebook = read_myst_markdown_notebook(
+                text, config=parsing.myst_config, add_source_map=True, path=path
+            )
+            try:
+                cache.match_cache_notebook(notebook)
+            except KeyError:
+                todo[path] = notebook
+
+    def execute(path: Path) -> Any:
+        print(f"  executing {path.relative_to(ROOT).with_suffix('').as_posix()}", flush=True)
+        return single_nb_execution(
+            todo[path],
+            cwd=str(path.parent),
+            timeout=app.config.nb_execution_timeout,
+            allow_errors=False,
+        )
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the kernels; this process computes nothing
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        for path, result in zip(todo, pool.map(execute, todo), strict=True):
+            if result.err:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise ExtensionError(f"{path}: {result.err}") from result.err
+            bundle = CacheBundleIn(todo[path], str(path), data={"execution_seconds": result.time})
+            cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def write_seconds(app: Sphinx, exception: Exception | None) -> None:
@@ -118,7 +165,7 @@ class KeepStillFrame(SphinxPostTransform):
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to Sphinx's events."""
     app.connect("config-inited", configure)
-    app.connect("source-read", show_progress)
+    app.connect("env-before-read-docs", execute_chapters)
     app.connect("build-finished", write_seconds)
     app.connect("build-finished", put_text_first)
     app.connect("linkcheck-process-uri", ask_the_registry)

@@ -38,7 +38,9 @@ def build(*, strict: bool) -> bool:
             print(line, end="", file=sys.stderr, flush=True)
     # Sphinx buries the cell that failed under its own traceback: say it again, last.
     failed = re.search(
-        r"An error occurred while executing.*?(?=\n\nThe above)", "".join(lines), re.S
+        r"An error occurred while executing.*?(?=\n\nTraceback|\n\nThe above|\Z)",
+        "".join(lines),
+        re.S,
     )
     if failed:
         print(f"\n{failed[0].strip()}\n", file=sys.stderr)

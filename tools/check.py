@@ -81,7 +81,9 @@ def book() -> bool:
 def browser() -> bool:
     """Each built page in a real browser: its widgets move, its formulas are rendered."""
     install_browser()
-    return run(*PYTEST, *PARALLEL, "-m", "browser", "--durations=5", "tests")
+    # Printed once, here: the processes of the tests would each print it.
+    printed = run(PYTHON, "tools/pdf.py")
+    return run(*PYTEST, *PARALLEL, "-m", "browser", "--durations=5", "tests") and printed
 
 
 def install_browser() -> None:
