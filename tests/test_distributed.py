@@ -38,7 +38,7 @@ from mmcl_core.distributed import (
 )
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder, TagEncoder
 from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
-from mmcl_core.methods import CLIP, FDT, GMC, MCT, LateFusion, MoCo
+from mmcl_core.methods import CLIP, FDT, FDTGMC, GMC, MCT, LateFusion, MoCo, MoCoCLIP, SigLIP
 from mmcl_core.methods.fdt import Cooling
 from mmcl_core.training import Progress, fit, load_checkpoint
 
@@ -139,6 +139,15 @@ CASES: dict[str, Case] = {
         lambda: clip(kind=FDT, tokens=32, temperature=Cooling(30, 3, steps=2)), lambda: scenes(16)
     ),
     "gmc": Case(lambda: GMC(encoders(), common=16, dim=8, hidden=16), scenes),
+    "siglip": Case(lambda: clip(kind=SigLIP), scenes),
+    "moco with clip": Case(lambda: clip(kind=MoCoCLIP, queue=24, momentum=0.6), scenes),
+    "moco with clip after a warm start": Case(
+        lambda: clip(kind=MoCoCLIP, queue=24, momentum=0.6), scenes, warm_start=True
+    ),
+    "fdt under gmc": Case(
+        lambda: clip(kind=FDTGMC, tokens=32, temperature=Cooling(30, 3, steps=2)),
+        lambda: scenes(16),
+    ),
     "late fusion": Case(late_fusion, labelled),
     "late fusion with means": Case(lambda: late_fusion(impute="mean"), labelled),
 }

@@ -35,7 +35,7 @@ from mmcl_core.training import fit
 
 Batch = dict[str, Tensor]
 
-PAIRS, EPOCHS, BATCH, LR, DETAIL = 4000, 6, 128, 5e-3, 2
+PAIRS, EPOCHS, BATCH, LR, DETAIL = 4000, 5, 128, 5e-3, 2
 QUEUE = 1024  # keys, of MoCo and of MCT
 START, COLDEST = 300.0, 15.0  # of the cooling, as in the experiment "fdt"
 TESTED, BAGS, PROBED = 1000, 500, 1000  # scenes

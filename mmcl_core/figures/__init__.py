@@ -10,6 +10,7 @@ from mmcl_core.figures.diagrams import Arrow, Box, diagram
 from mmcl_core.figures.frames import map_and_bars, map_and_curves, similarity_and_map
 from mmcl_core.figures.heatmaps import matrices
 from mmcl_core.figures.pictures import overlays, pairs, scenes
+from mmcl_core.figures.scores import scorecard
 from mmcl_core.figures.spaces import circles, points, spheres
 from mmcl_core.figures.style import (
     BLUE,
@@ -25,6 +26,7 @@ from mmcl_core.figures.style import (
     YELLOW,
     house_style,
 )
+from mmcl_core.figures.table import sortable_table
 from mmcl_core.figures.tokens import token_card, tokens_of_scene
 
 __all__ = [
@@ -56,7 +58,9 @@ __all__ = [
     "pairs",
     "points",
     "scenes",
+    "scorecard",
     "similarity_and_map",
+    "sortable_table",
     "spheres",
     "token_card",
     "tokens_of_scene",
