@@ -27,6 +27,7 @@ import torch
 from mmcl_core import __version__
 from mmcl_core.errors import MMCLError, RecordError
 from mmcl_core.experiments import (
+    comparison,
     fdt,
     gap,
     gmc,
@@ -53,6 +54,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "fdt": fdt,
     "pointing": pointing,
     "gmc": gmc,
+    "comparison": comparison,
 }
 
 
