@@ -1,0 +1,375 @@
+"""Generative answers to a missing modality: a VAE of pictures and captions, in two forms.
+
+A VAE (Kingma and Welling, ICLR 2014) has an encoder, which gives a Gaussian over a hidden vector z
+(the posterior), and a decoder, which says how likely the sample is for a z. It is trained on a
+lower bound of the log-likelihood, the ELBO: `E_q[log p(x|z)] - KL(q || prior)`. With several
+modalities, there is a posterior for each (an expert), and the two methods differ in how they join
+them:
+
+- `MVAE` multiplies them: Wu and Goodman, "Multimodal Generative Models for Scalable
+  Weakly-Supervised Learning", NeurIPS 2018;
+- `MMVAE` mixes them: Shi et al., "Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep
+  Generative Models", NeurIPS 2019.
+
+Ours, and not the papers': encoders and decoders; Gaussians where the second paper has Laplace
+distributions; and its bound, which is not IWAE but the ELBO with one draw from each expert and the
+mean of their divergences from the prior (`MMVAE.loss`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcl_core.data.batches import at_hand, require
+from mmcl_core.data.tokenizer import SPECIALS
+from mmcl_core.encoders import width_of
+from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
+
+Batch = dict[str, Tensor]
+
+
+class Gaussian(NamedTuple):
+    """Independent normal distributions, one for each number of z."""
+
+    mean: Tensor  # [B, Z]
+    log_variance: Tensor  # [B, Z]
+
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        """One z for each sample, [B, Z], through which the gradient flows."""
+        mean = self.mean
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        return mean + noise * (self.log_variance / 2).exp()
+
+
+def product_of_experts(experts: Sequence[Gaussian]) -> Gaussian:
+    """Multiplies Gaussians with each other and with the prior N(0, 1), and normalises.
+
+    With the precision `T_m = 1 / var_m`, and 1 and a mean of 0 for the prior: `var = 1 / sum T`,
+    `mean = sum(T mean) / sum T` (section 2.2 of Wu and Goodman). Who is sure has the say. No expert
+    at all leaves the prior, but its shape is then unknown: at least one.
+
+    Raises:
+        MMCLError: no expert.
+    """
+    if not experts:
+        raise MMCLError("a product of experts needs at least one; got none")
+    precision = torch.stack([(-of.log_variance).exp() for of in experts])
+    total = 1 + precision.sum(0)
+    means = torch.stack([of.mean for of in experts])
+    return Gaussian((precision * means).sum(0) / total, -total.log())
+
+
+def kl_to_prior(of: Gaussian) -> Tensor:
+    """KL(q || N(0, 1)) of each sample in nats, [B], in closed form; at least 0."""
+    mean, log_variance = of
+    return (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
+
+
+def picture_log_likelihood(decoded: Tensor, pictures: Tensor, std: float) -> Tensor:
+    """log p(picture | z) in nats, [B]: each number of a picture normal around the decoded one.
+
+    Args:
+        decoded: [B, 3, H, W].
+        pictures: float [B, 3, H, W].
+        std: the standard deviation of each number, above 0.
+    """
+    square = (decoded - pictures).square().flatten(1)
+    return -(square / (2 * std**2) + math.log(std * math.sqrt(2 * math.pi))).sum(1)
+
+
+def words_there(captions: Tensor, vocabulary: int) -> Tensor:
+    """Which words a caption holds: float [B, V - 4] of 0 and 1, specials left out.
+
+    Args:
+        captions: int64 [B, L], 0 is padding.
+        vocabulary: number V of word numbers.
+    """
+    there = captions.new_zeros(len(captions), vocabulary, dtype=torch.float32)
+    return there.scatter_(1, captions, 1.0)[:, len(SPECIALS) :]
+
+
+def words_log_likelihood(logits: Tensor, there: Tensor) -> Tensor:
+    """log p(caption | z) in nats, [B]: each word of the vocabulary is there or not, by itself.
+
+    Args:
+        logits: [B, V - 4], of each word being there.
+        there: [B, V - 4], see `words_there`.
+    """
+    return -F.binary_cross_entropy_with_logits(logits, there.to(logits), reduction="none").sum(1)
+
+
+class PictureDecoder(nn.Module):
+    """A hidden vector to a picture: one linear map, then convolutions that double the side thrice.
+
+    Args:
+        hidden: width Z of the hidden vector.
+        size: side of the pictures, a multiple of 8.
+        width: channels at the coarsest grid, a multiple of 32.
+    """
+
+    def __init__(self, hidden: int, *, size: int = 32, width: int = 64) -> None:
+        super().__init__()
+        if size < 8 or size % 8 or width < 32 or width % 32:
+            raise MMCLError(
+                "expected a size that is a multiple of 8 and a width that is one of 32; got "
+                f"size={size}, width={width}"
+            )
+        self.side, self.width = size // 8, width
+        self.grid = nn.Linear(hidden, width * self.side**2)
+        self.convolutions = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.GELU(),
+            nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),
+            nn.GroupNorm(8, width // 2),
+            nn.GELU(),
+            nn.ConvTranspose2d(width // 2, width // 4, 4, stride=2, padding=1),
+            nn.GroupNorm(8, width // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(width // 4, 3, 4, stride=2, padding=1),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, Z] -> pictures [B, 3, size, size] in (0, 1)."""
+        grid = self.grid(z).view(len(z), self.width, self.side, self.side)
+        return self.convolutions(grid).sigmoid()
+
+
+class WordsDecoder(nn.Sequential):
+    """A hidden vector to the words of a caption, without their order: logits [B, V - 4].
+
+    A bag of words, and not one word a place: a decoder that writes a sentence word by word can read
+    most of the next word from the last ones, and then learns to do without z (Bowman et al., 2016).
+    The price: it never says which colour belongs to which shape.
+
+    Args:
+        hidden: width Z of the hidden vector.
+        vocabulary: number V of word numbers.
+        width: of the layer between.
+    """
+
+    def __init__(self, hidden: int, vocabulary: int, *, width: int = 128) -> None:
+        super().__init__(
+            nn.Linear(hidden, width), nn.GELU(), nn.Linear(width, vocabulary - len(SPECIALS))
+        )
+
+
+class _VAE(nn.Module):
+    """What the two methods share: an expert and a decoder for each modality.
+
+    Args:
+        image_encoder: returns `Encoded` for `batch["image"]`; has a `width` and a `size`.
+        caption_encoder: returns `Encoded` for `batch["caption"]`; has a `width` and a `vocabulary`.
+        hidden: width Z of the hidden vector.
+        pixel_std: standard deviation of a number of a picture around the decoded one, above 0.
+        caption_weight: what log p(caption | z) is multiplied by, above 0. A picture has thousands
+            of numbers and a caption a few words; with 1, nearly all of the gradient is the
+            picture's. With another weight, the bound is no longer one of the likelihood.
+    """
+
+    modalities = ("image", "caption")
+    # Typed here, since a ModuleDict forgets what it holds.
+    encoders: Any
+    posteriors: Any
+    decoders: Any
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        caption_encoder: nn.Module,
+        *,
+        hidden: int = 64,
+        pixel_std: float = 0.25,
+        caption_weight: float = 10.0,
+    ) -> None:
+        super().__init__()
+        if not 0 < pixel_std < math.inf or not 0 < caption_weight < math.inf:
+            raise MMCLError(
+                "pixel_std and caption_weight must be above 0 and finite; got "
+                f"{pixel_std} and {caption_weight}"
+            )
+        size, vocabulary = (
+            getattr(encoder, name, None)
+            for encoder, name in ((image_encoder, "size"), (caption_encoder, "vocabulary"))
+        )
+        if not isinstance(size, int) or not isinstance(vocabulary, int):
+            raise MMCLError(
+                "a decoder needs to know what to draw: expected an image encoder with a `size` and "
+                f"a caption encoder with a `vocabulary`; got {size} and {vocabulary}"
+            )
+        self.vocabulary, self.pixel_std = vocabulary, pixel_std
+        self.weights = {"image": 1.0, "caption": caption_weight}
+        self.encoders = nn.ModuleDict({"image": image_encoder, "caption": caption_encoder})
+        self.posteriors = nn.ModuleDict(
+            {m: nn.Linear(width_of(e), 2 * hidden) for m, e in self.encoders.items()}
+        )
+        self.decoders = nn.ModuleDict(
+            {
+                "image": PictureDecoder(hidden, size=size),
+                "caption": WordsDecoder(hidden, vocabulary),
+            }
+        )
+
+    def expert(self, batch: Batch, modality: str) -> Gaussian:
+        """The posterior of one modality by itself.
+
+        Raises:
+            MissingModalityError: it is neither image nor caption, or not in the batch.
+        """
+        self._known(modality)
+        require(batch, "This posterior needs", modality)
+        pooled = self.encoders[modality](batch[modality]).pooled
+        return Gaussian(*self.posteriors[modality](pooled).chunk(2, dim=1))
+
+    def posterior_mean(self, batch: Batch) -> Tensor:
+        """[B, Z]: where the posterior of the modalities at hand has its mean.
+
+        Raises:
+            MissingModalityError: neither picture nor caption is there.
+        """
+        raise NotImplementedError
+
+    def embed(self, batch: Batch) -> Tensor:
+        """[B, Z]: the posterior mean, brought to unit norm.
+
+        Raises:
+            MissingModalityError: neither picture nor caption is there.
+        """
+        return F.normalize(self.posterior_mean(batch), dim=-1)
+
+    def decode(self, z: Tensor, modality: str) -> Tensor:
+        """What a hidden vector looks or reads like.
+
+        Args:
+            z: [B, Z].
+            modality: "image" gives pictures [B, 3, H, W] in (0, 1); "caption" the probability of
+                each word to be there, [B, V], 0 for specials.
+
+        Raises:
+            MissingModalityError: another modality.
+            ShapeError: z has another width.
+        """
+        self._known(modality)
+        hidden = self.decoders["image"].grid.in_features
+        if z.ndim != 2 or z.shape[1] != hidden:
+            raise ShapeError(f"expected hidden vectors [B, {hidden}], got {list(z.shape)}")
+        if modality == "image":
+            return self.decoders["image"](z)
+        return F.pad(self.decoders["caption"](z).sigmoid(), (len(SPECIALS), 0))
+
+    def reconstruct(self, batch: Batch, modality: str) -> Tensor:
+        """A modality, from the posterior mean of whatever is at hand; see `decode`.
+
+        Raises:
+            MissingModalityError: another modality, or nothing is at hand.
+        """
+        return self.decode(self.posterior_mean(batch), modality)
+
+    def _likelihoods(self, z: Tensor, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+        """log p(x_m | z) of each of the names, [B] each, without weights."""
+        found = {}
+        if "image" in names:
+            found["image"] = picture_log_likelihood(
+                self.decoders["image"](z), batch["image"], self.pixel_std
+            )
+        if "caption" in names:
+            there = words_there(batch["caption"], self.vocabulary)
+            found["caption"] = words_log_likelihood(self.decoders["caption"](z), there)
+        return found
+
+    def _elbo(self, of: Gaussian, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Batch]:
+        """The weighted ELBO of these modalities, [B], with one draw of z; and its parts."""
+        parts = self._likelihoods(of.draw(), batch, names) | {"kl": kl_to_prior(of)}
+        seen = torch.stack([self.weights[name] * parts[name] for name in names]).sum(0)
+        return seen - parts["kl"], parts
+
+    def _known(self, modality: str) -> None:
+        if modality not in self.modalities:
+            raise MissingModalityError(
+                f"{type(self).__name__} knows {', '.join(self.modalities)}; got {modality!r}"
+            )
+
+
+class MVAE(_VAE):
+    """A VAE whose experts are multiplied, the prior among them (Wu and Goodman, NeurIPS 2018).
+
+    See `_VAE` for the arguments. A missing modality is an expert that is left out.
+    """
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The negative sum of three ELBOs: of both modalities, and of each by itself.
+
+        Without the last two, an expert would never learn to speak alone (section 2.2 of the paper:
+        with two modalities, its sub-sampled training is this sum). In those two, only the modality
+        at hand is decoded. Nothing in this loss asks for a picture of a caption: that is left to
+        what the hidden vector means to both.
+
+        Returns:
+            "total", and of the ELBO of both, in nats a sample: "image" and "caption" (log p(x | z),
+            no weights) and "kl".
+
+        Raises:
+            MissingModalityError: one of the two is not there.
+        """
+        require(batch, "MVAE trains on", *self.modalities)
+        experts = {m: self.expert(batch, m) for m in self.modalities}
+        both, parts = self._elbo(product_of_experts(list(experts.values())), batch, self.modalities)
+        alone = [self._elbo(product_of_experts([of]), batch, (m,))[0] for m, of in experts.items()]
+        return {"total": -(both + alone[0] + alone[1]).mean()} | _means(parts)
+
+    def posterior(self, batch: Batch) -> Gaussian:
+        """The product of the experts at hand and the prior.
+
+        Raises:
+            MissingModalityError: neither picture nor caption is there.
+        """
+        present = at_hand(batch, "MVAE reads", self.modalities)
+        return product_of_experts([self.expert(batch, m) for m in present])
+
+    def posterior_mean(self, batch: Batch) -> Tensor:
+        """[B, Z]: the mean of `posterior`; raises as it does."""
+        return self.posterior(batch).mean
+
+
+class MMVAE(_VAE):
+    """A VAE whose experts are mixed, each with the same share (Shi et al., NeurIPS 2019).
+
+    See `_VAE` for the arguments. A missing modality is an expert that is left out.
+    """
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The negative mean over the experts of an ELBO in which each decodes *both* modalities.
+
+        Of an expert m, `E_{q_m}[log p(image | z) + log p(caption | z)] - KL(q_m || prior)`, with
+        one z drawn from each (stratified). Since the divergence of a mixture is at most the mean
+        of those of its parts, the mean over m is a lower bound too, though a looser one than with
+        the density of the mixture itself, and than IWAE, which the paper prefers.
+
+        Returns:
+            "total", and means over the experts, in nats a sample: "image" and "caption"
+            (log p(x | z), no weights) and "kl".
+
+        Raises:
+            MissingModalityError: one of the two is not there.
+        """
+        require(batch, "MMVAE trains on", *self.modalities)
+        found = [self._elbo(self.expert(batch, m), batch, self.modalities) for m in self.modalities]
+        elbo = torch.stack([each for each, _ in found]).mean(0)
+        parts = {name: torch.stack([of[name] for _, of in found]).mean(0) for name in found[0][1]}
+        return {"total": -elbo.mean()} | _means(parts)
+
+    def posterior_mean(self, batch: Batch) -> Tensor:
+        """[B, Z]: the mean of the mixture of the experts at hand, which is the mean of their means.
+
+        Raises:
+            MissingModalityError: neither picture nor caption is there.
+        """
+        present = at_hand(batch, "MMVAE reads", self.modalities)
+        return torch.stack([self.expert(batch, m).mean for m in present]).mean(0)
+
+
+def _means(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().mean() for name, value in parts.items()}
