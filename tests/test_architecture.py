@@ -12,7 +12,7 @@ FLOORS = [
     {"errors"},
     {"data"},
     {"encoders", "losses", "sparsemax", "distributed"},
-    {"grounding"},
+    {"grounding", "features"},
     {"methods"},
     {"checkpoints"},
     {"training", "evaluation"},

@@ -1,0 +1,244 @@
+"""Folders that `CaptionFolder` can read: one that is drawn, and one made of your own pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from mmcl_core.data.shapes import ShapesCaptions
+from mmcl_core.data.tokenizer import split_words
+from mmcl_core.errors import DataError, MMCLError
+
+_SIDEWAYS = 6  # the EXIF tag "turn by a quarter, clockwise"
+_ORIENTATION = 0x0112
+
+
+def draw_folder(
+    root: str | os.PathLike[str],
+    n: int,
+    *,
+    layout: Literal["flickr", "coco"] = "flickr",
+    quality: int = 90,
+    **settings: Any,
+) -> Path:
+    """Draws scenes of the laboratory into a folder, as JPEG files with captions.
+
+    These are not photographs: only the way from the disk to a batch is that of photographs. Every
+    tenth picture is stored lying on its side, with the EXIF tag that says so, as some phones do. A
+    picture has each of its sentences once. The folder is made whole or not at all.
+
+    Args:
+        root: the folder to make; must not be there.
+        n: number of pictures, at least 1.
+        layout: "flickr" is ``captions.txt`` and ``Images/``; "coco" is
+            ``annotations/captions_drawn.json`` and ``drawn/``.
+        quality: of the JPEG files, 1 to 95.
+        settings: as for `ShapesCaptions`: `seed`, `size`, `detail`, `objects` and so on.
+
+    Returns:
+        `root`.
+
+    Raises:
+        DataError: the folder is there.
+        MMCLError: an argument is out of its range.
+    """
+    if layout not in ("flickr", "coco"):
+        raise MMCLError(f"layout: expected 'flickr' or 'coco', got {layout!r}")
+    if not 1 <= quality <= 95:
+        raise MMCLError(f"quality: expected 1 to 95, got {quality}")
+    scenes = ShapesCaptions(n, **settings)
+    names = [f"{i:06}.jpg" for i in range(n)]
+    told = [
+        list(dict.fromkeys(scenes.text(i, s) for s in range(scenes.sentences.shape[1])))
+        for i in range(n)
+    ]
+    with _new_folder(Path(root)) as part:
+        pictures = part / ("Images" if layout == "flickr" else "drawn")
+        pictures.mkdir()
+        for i, (name, pixels) in enumerate(zip(names, scenes.images, strict=True)):
+            _save(pixels.permute(1, 2, 0), pictures / name, quality, sideways=i % 10 == 9)
+        rows = [(name, text) for name, texts in zip(names, told, strict=True) for text in texts]
+        if layout == "flickr":
+            _write_table(part / "captions.txt", rows)
+        else:
+            _write_coco(part / "annotations" / "captions_drawn.json", names, rows)
+    return Path(root)
+
+
+def link_folder(
+    root: str | os.PathLike[str],
+    *,
+    pictures: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    image: str = "image",
+    caption: str = "caption",
+    on_error: Literal["raise", "skip"] = "raise",
+) -> Path:
+    """Makes a folder for `CaptionFolder` out of your own pictures and a CSV, without copying any.
+
+    The folder holds ``captions.txt``, and in ``Images/`` a link to each picture. The table has a
+    header and one row for each caption; its fields are parted by commas, semicolons (as some
+    spreadsheets do) or tabs. A picture is named by its path from the folder of the pictures.
+
+    Args:
+        root: the folder to make; must not be there.
+        pictures: the folder of your pictures; folders in it are fine.
+        table: the CSV file, UTF-8.
+        image: the column with the names of the pictures.
+        caption: the column with the captions.
+        on_error: "raise" reports all rows that cannot be used in one error; "skip" leaves them out
+            and warns.
+
+    Returns:
+        `root`.
+
+    Raises:
+        DataError: the folder is there; table or pictures are not; the table has not these columns,
+            is not UTF-8, or has rows that cannot be used; or links are not allowed here.
+        MMCLError: `on_error` is neither of the two.
+    """
+    root, pictures, table = Path(root), Path(pictures).absolute(), Path(table)
+    if on_error not in ("raise", "skip"):
+        raise MMCLError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
+    if not pictures.is_dir():
+        raise DataError(f"{pictures}: expected the folder of the pictures, got no folder")
+    problems: list[str] = []
+    rows: list[tuple[str, str]] = []
+    files: dict[str, Path] = {}
+    for line, name, text in _read_table(table, image, caption, problems):
+        file = pictures / name
+        flat = "__".join(part for part in Path(name).parts if part not in (os.sep, "."))
+        if not split_words(text):
+            problems.append(f"{table.name}, line {line}: {name!r} has an empty caption")
+        elif not name or not file.is_file():
+            problems.append(
+                f"{table.name}, line {line}: there is no picture {name!r} in {pictures.name}/"
+            )
+        elif not file.resolve().is_relative_to(pictures.resolve()):
+            problems.append(f"{table.name}, line {line}: {name!r} lies outside {pictures.name}/")
+        elif files.setdefault(flat, file) != file:
+            problems.append(
+                f"{table.name}, line {line}: {name!r} and another picture would have one "
+                f"name, {flat!r}"
+            )
+        else:
+            rows.append((flat, text))
+    if problems:
+        told = "; ".join(islice(problems, 5)) + "; and more" * (len(problems) > 5)
+        if on_error == "raise":
+            raise DataError(
+                f"{len(problems)} rows cannot be used: {told}. Correct them, or pass "
+                "on_error='skip' to leave them out"
+            )
+        warnings.warn(f"link_folder left {len(problems)} rows out: {told}", stacklevel=2)
+    if not rows:
+        raise DataError(f"{table}: expected rows with a picture and a caption, got none")
+    with _new_folder(root) as part:
+        (part / "Images").mkdir()
+        for flat in dict.fromkeys(name for name, _ in rows):
+            try:
+                (part / "Images" / flat).symlink_to(files[flat])
+            except OSError as error:
+                raise DataError(
+                    f"{root}: links cannot be made here ({error}); choose a folder on another "
+                    "disk, or copy the pictures to Images/ and the table to captions.txt yourself"
+                ) from error
+        _write_table(part / "captions.txt", rows)
+    return root
+
+
+def _read_table(
+    table: Path, image: str, caption: str, problems: list[str]
+) -> Iterator[tuple[int, str, str]]:
+    """Line, name of the picture and caption of each row of a CSV with a header."""
+    try:
+        text = table.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{table}: expected a CSV file, got {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = table.read_bytes().count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{table}, line {line}: expected UTF-8, got {error.reason}; a spreadsheet can save as "
+            "'CSV UTF-8'"
+        ) from error
+    lines = text.splitlines(keepends=True)
+    header = lines[0].strip() if lines else ""
+    for comma in ",;\t":
+        names = [name.strip().strip('"') for name in header.split(comma)]
+        if image in names and caption in names:
+            break
+    else:
+        raise DataError(
+            f"{table}, line 1: expected a header with the columns {image!r} and {caption!r}, got "
+            f"{header[:60]!r}; image= and caption= name other columns"
+        )
+    at, said = names.index(image), names.index(caption)
+    reader = csv.reader(lines[1:], delimiter=comma, strict=True)
+    try:
+        for row in reader:
+            line = reader.line_num + 1
+            if not row:
+                continue
+            if len(row) != len(names):
+                problems.append(
+                    f"{table.name}, line {line}: expected {len(names)} fields, got {len(row)} in "
+                    f"{comma.join(row)[:60]!r}; a text with {comma!r} stands in double quotes"
+                )
+                continue
+            yield line, row[at].strip(), " ".join(row[said].split())
+    except csv.Error as error:
+        raise DataError(f"{table}, line {reader.line_num + 1}: malformed CSV ({error})") from error
+
+
+@contextmanager
+def _new_folder(root: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when all went well."""
+    if root.exists() or root.is_symlink():
+        raise DataError(f"{root}: expected a new folder, but it is there")
+    part = root.with_name(f".{root.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a call that was stopped
+    part.mkdir(parents=True)
+    try:
+        yield part
+        os.rename(part, root)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _save(pixels: torch.Tensor, path: Path, quality: int, *, sideways: bool) -> None:
+    """uint8 [H, W, 3] as JPEG; `sideways`: stored on its side, with a tag to turn it back."""
+    picture, exif = Image.fromarray(pixels.numpy()), Image.Exif()
+    if sideways:
+        picture = picture.transpose(Image.Transpose.ROTATE_90)  # counter-clockwise
+        exif[_ORIENTATION] = _SIDEWAYS
+    # Colours at full resolution: a shape of a few pixels would else lose its own.
+    picture.save(path, quality=quality, subsampling=0, exif=exif)
+
+
+def _write_table(path: Path, rows: list[tuple[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("image", "caption"), *rows])
+
+
+def _write_coco(path: Path, names: list[str], rows: list[tuple[str, str]]) -> None:
+    number = {name: i for i, name in enumerate(names, start=1)}
+    path.parent.mkdir()
+    content = {
+        "images": [{"id": number[name], "file_name": name} for name in names],
+        "annotations": [
+            {"id": i, "image_id": number[name], "caption": text}
+            for i, (name, text) in enumerate(rows, start=1)
+        ],
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
