@@ -27,6 +27,7 @@ import torch
 from mmcl_core import __version__
 from mmcl_core.errors import MMCLError, RecordError
 from mmcl_core.experiments import (
+    alternatives,
     comparison,
     fdt,
     gap,
@@ -55,6 +56,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "pointing": pointing,
     "gmc": gmc,
     "comparison": comparison,
+    "alternatives": alternatives,
 }
 
 

@@ -157,7 +157,7 @@ class WordsDecoder(nn.Sequential):
         )
 
 
-class _VAE(nn.Module):
+class MultimodalVAE(nn.Module):
     """What the two methods share: an expert and a decoder for each modality.
 
     Args:
@@ -293,10 +293,10 @@ class _VAE(nn.Module):
             )
 
 
-class MVAE(_VAE):
+class MVAE(MultimodalVAE):
     """A VAE whose experts are multiplied, the prior among them (Wu and Goodman, NeurIPS 2018).
 
-    See `_VAE` for the arguments. A missing modality is an expert that is left out.
+    See `MultimodalVAE` for the arguments. A missing modality is an expert that is left out.
     """
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -334,10 +334,10 @@ class MVAE(_VAE):
         return self.posterior(batch).mean
 
 
-class MMVAE(_VAE):
+class MMVAE(MultimodalVAE):
     """A VAE whose experts are mixed, each with the same share (Shi et al., NeurIPS 2019).
 
-    See `_VAE` for the arguments. A missing modality is an expert that is left out.
+    See `MultimodalVAE` for the arguments. A missing modality is an expert that is left out.
     """
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
