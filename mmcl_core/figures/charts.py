@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mmcl_core.figures.style import (
     DASHES,
@@ -25,6 +26,8 @@ from mmcl_core.figures.style import (
 )
 
 INK = "#222222"
+# A label over a dashed line stays readable.
+ON_WHITE: Any = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.4}
 
 
 @house_style
@@ -63,6 +66,7 @@ def curves(
             (baselines or {})[name], color=GREY, linestyle=dashes, linewidth=1.4, label=name
         )
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
+    _whole_ticks(axis, x)
     if ylim is not None:
         axis.set_ylim(*ylim)
     if len(series) + len(baselines or {}) > 1:
@@ -106,6 +110,7 @@ def curve_panels(
         if baselines is not None and measure in baselines:
             axis.axhline(baselines[measure], color=GREY, linestyle="--", linewidth=1.4)
         axis.set(title=measure, xlabel=xlabel, xscale=xscale)
+        _whole_ticks(axis, x)
     _legend_below(figure, list(marks.values()), list(marks))
     _headline(figure, title)
     return figure
@@ -133,6 +138,13 @@ def _draw_lines(
             at, _array(series[name]), label=name, color=colour,
             marker=marker, markevery=every, markersize=4.5,
         )  # fmt: skip
+
+
+def _whole_ticks(axis: Axes, x: Array) -> None:
+    """No epoch 2.5: whole numbers along a linear x get whole ticks."""
+    at = _array(x)
+    if axis.get_xscale() == "linear" and np.array_equal(at, np.round(at)):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 @house_style
@@ -178,14 +190,15 @@ def bars(
         if name in errors:
             _label_beyond(axis, place, heights, *map(_array, errors[name]))
         else:
-            axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1.5)
+            axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1.5, bbox=ON_WHITE)
     for name, dashes in _each_its_own(baselines or {}, DASHES).items():
         axis.axhline(
             (baselines or {})[name], color=INK, linestyle=dashes, linewidth=1.4, label=name
         )
     for name, levels in (steps or {}).items():
         edges = (at - 0.46, at + 0.46)
-        axis.hlines(_array(levels), *edges, color=INK, linestyles="dashed", label=name)
+        dashes = "dotted" if baselines else "dashed"
+        axis.hlines(_array(levels), *edges, color=INK, linestyles=dashes, label=name)
     if errors:  # room for the labels beyond the bounds
         axis.margins(y=0.1)
         plt.rcParams["axes.titlepad"] = 14  # in the house style only, as all of this function
@@ -216,7 +229,7 @@ def _label_beyond(
         axis.annotate(
             f"{height:.2f}", (x, max(height, top) if up else min(height, bottom)),
             xytext=(0, 2.5 if up else -2.5), textcoords="offset points",
-            ha="center", va="bottom" if up else "top", fontsize=8,
+            ha="center", va="bottom" if up else "top", fontsize=8, bbox=ON_WHITE,
         )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from mmcl_core.figures.style import (
     PALETTE,
     Array,
     _array,
+    _colours,
     _each_its_own,
     _headline,
     _known,
@@ -140,6 +141,7 @@ def _draw_map(
         )
     axis.set_box_aspect(1)
     axis.set_aspect("equal", adjustable="datalim")
+    axis.locator_params(nbins=5)  # more would touch each other in a small panel
     if limits is not None:
         axis.set(xlim=limits, ylim=limits)
 
@@ -182,7 +184,7 @@ def spheres(
         panels: panel title -> side (such as "complete") -> unit vectors [N, 3]. All panels have the
             same sides.
         groups: int64 [N], the group of each row.
-        group_names: name of each group.
+        group_names: name of each group; groups named after colours are drawn in these.
         title: the finding.
         lines: two sides whose rows are joined, row i with row i.
         view: where the reader stands, as degrees of latitude and of longitude.
@@ -193,7 +195,7 @@ def spheres(
         ShapeError: points that are not [N, 3] with N groups.
         MMCLError: `lines` names a side that a panel lacks, or there are too many sides or groups.
     """
-    colours = list(_each_its_own(group_names, PALETTE).values())
+    colours = _colours(group_names)
     sides = _each_its_own(next(iter(panels.values())), MARKERS)
     number, turn = _array(groups), _turned(*view)
     columns = min(columns, len(panels))

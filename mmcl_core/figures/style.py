@@ -19,6 +19,11 @@ from mmcl_core.errors import MMCLError, ShapeError
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#666666"
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
+# A group that is named after a colour is drawn in it.
+NAMED = {
+    "red": RED, "green": GREEN, "blue": BLUE, "yellow": "#C8B900", "orange": ORANGE,
+    "purple": PURPLE,
+}  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("--", ":", "-.")
 # Colours and markers that stand for a series; from the eighth on, colours return with others.
@@ -43,7 +48,11 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "lines.linewidth": 1.8,
-    "legend.frameon": False,
+    # A line that runs under a legend is seen to go on, and the words stay readable.
+    "legend.frameon": True,
+    "legend.framealpha": 0.8,
+    "legend.edgecolor": "none",
+    "legend.facecolor": "white",
     "image.cmap": "viridis",
     "image.interpolation": "nearest",
 }
@@ -139,6 +148,13 @@ def _each_its_own(names: Iterable[str], looks: Sequence[Any]) -> dict[str, Any]:
             f"expected at most {len(looks)} series, to be told apart; got {len(names)}: {names}"
         )
     return dict(zip(names, looks, strict=False))
+
+
+def _colours(groups: Sequence[str]) -> list[str]:
+    """A colour for each group."""
+    if set(groups) <= set(NAMED):
+        return [NAMED[name] for name in groups]
+    return list(_each_its_own(groups, PALETTE).values())
 
 
 def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
