@@ -60,7 +60,7 @@ class CLIP(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """exp(t), a scalar: 1 / temperature."""
+        """1 / temperature, a scalar; the exponential of what is learned."""
         return self.log_scale.exp()
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
