@@ -1,4 +1,4 @@
-"""Train a method, measure it, and make records: `python -m mmcl_core --help`.
+"""Train a method, measure it, search with it, make records: `python -m mmcl_core --help`.
 
 Under `torchrun`, `train` and `evaluate` with several processes that train as one.
 """
@@ -9,15 +9,17 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from mmcl_core.checkpoints import load_checkpoint
+from mmcl_core.data import PictureFolder
 from mmcl_core.distributed import joined, own_device, rank, wait, world_size
 from mmcl_core.errors import CheckpointError, MMCLError
 from mmcl_core.experiments import measures
@@ -32,6 +34,16 @@ from mmcl_core.experiments.runs import (
     default,
     read_run,
     recorded,
+)
+from mmcl_core.experiments.search import (
+    PictureIndex,
+    TrainedRun,
+    embed_folder,
+    embed_picture,
+    embed_words,
+    load_run,
+    nearest,
+    unknown_words,
 )
 from mmcl_core.experiments.tables import TABLES, print_table
 from mmcl_core.training import fit
@@ -57,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (MMCLError, OSError) as error:
             # What a loader says to a programmer, in the words of this program.
             told = str(error).replace("on_error='skip'", "--skip-bad-rows")
+            told = told.replace("skip_bad=True", "--skip-bad-pictures")
             _say(f"{speaker}: error: {told}")
             return 2
 
@@ -292,6 +305,101 @@ def _on_pictures(run: Run, method: Any, data: Any, args: argparse.Namespace) -> 
     return measured
 
 
+# --- embed and search -----------------------------------------------------------------------------
+
+
+def embed(args: argparse.Namespace) -> int:
+    """Embeds a folder of pictures with a trained method; writes one file."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        return 0  # one process is enough
+    out = Path(args.out)
+    if out.suffix != ".npz" or out.is_dir():
+        raise MMCLError(f"--out: expected a file that ends in .npz, got {out}")
+    run = load_run(args.run)
+    pictures = PictureFolder(args.folder, size=run.size)
+    device = _device(args.device)
+    run.method.to(device)
+    if not args.quiet:
+        _say(f"{_which(run)}: {len(pictures)} pictures on {device}")
+    shown = args.progress or (sys.stderr.isatty() and not args.quiet)
+    with tqdm(total=len(pictures), disable=not shown, unit="picture", dynamic_ncols=True) as bar:
+        index, bad = embed_folder(
+            run,
+            pictures,
+            skip_bad=args.skip_bad_pictures,
+            batch_size=args.batch_size,
+            done=bar.update,
+        )
+    for picture in bad:
+        _say(f"warning: left out: {picture}")
+    index.save(out)
+    n, d = index.embeddings.shape
+    print(f"{n} pictures, vectors of {d} numbers: {out}")
+    return 0
+
+
+def search(args: argparse.Namespace) -> int:
+    """Prints the pictures that lie nearest to each query."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        return 0
+    index = PictureIndex.load(args.file)
+    folder = index.run if args.run is None else Path(args.run)
+    if not (folder / "run.json").exists():
+        raise CheckpointError(
+            f"{args.file} was made with the run {folder}, which is not there; say where it lies by "
+            "--run"
+        )
+    run = load_run(folder)
+    if run.checkpoint != index.checkpoint:
+        raise CheckpointError(
+            f"{args.file} was made with other weights than those of {folder}, which has been "
+            "trained since: embed the pictures again"
+        )
+    run.method.to(_device(args.device))
+    found, code = [], 0
+    for kind, query in _queries(args):
+        try:
+            unknown = unknown_words(run, query) if kind == "words" else []
+            vector = embed_words(run, query) if kind == "words" else embed_picture(run, query)
+        except MMCLError as error:  # the other queries may be better
+            _say(f"error: {error}")
+            code = 2
+            continue
+        if unknown:
+            _say(f"warning: {query!r}: not in the training: {', '.join(unknown)}")
+        best = [(round(score, 6), _shown(name)) for score, name in nearest(index, vector, args.top)]
+        if args.json:
+            pictures = [{"score": score, "name": name} for score, name in best]
+            found.append({kind: query, "unknown": unknown, "found": pictures})
+            continue
+        print(query if kind == "words" else f"like {query}")
+        for score, name in best:
+            print(f"  {score:6.3f}  {name}")
+        sys.stdout.flush()
+    if args.json:
+        about = {"run": str(folder), "pictures": str(index.pictures), "queries": found}
+        print(json.dumps(about, indent=2, ensure_ascii=False))
+    return code
+
+
+def _which(run: TrainedRun) -> str:
+    unfinished = "" if run.step == run.steps else " (not finished)"
+    return f"{run.name}, step {run.step} of {run.steps}{unfinished}"
+
+
+def _queries(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """The queries of the command line, or those that are typed, with their kind."""
+    yield from (("words", query) for query in args.queries)
+    yield from (("like", path) for path in args.like or ())
+    if not args.queries and not args.like:
+        yield from (("words", line.strip()) for line in sys.stdin if line.strip())
+
+
+def _shown(name: str) -> str:
+    """A file's name, if need be with a sign for what is not UTF-8 in it."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 # --- experiment -----------------------------------------------------------------------------------
 
 
@@ -314,7 +422,13 @@ def experiment(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"train": train, "evaluate": evaluate, "experiment": experiment}
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "embed": embed,
+    "search": search,
+    "experiment": experiment,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

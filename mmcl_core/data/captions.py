@@ -16,7 +16,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,10 +23,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmcl_core.data.pictures import as_images, decode, in_threads
 from mmcl_core.data.tokenizer import WordTokenizer, split_words
 from mmcl_core.errors import DataError, MMCLError, ShapeError
 
@@ -52,7 +51,8 @@ class CaptionFolder(Dataset[dict[str, Tensor]]):
 
     Pictures are decoded when asked for: turned upright by their EXIF tag, converted to RGB, and the
     largest centred square is resized to `size` (bicubic), as CLIP does it. A JPEG is decoded at a
-    half, a quarter or an eighth where that leaves at least twice `size`.
+    half, a quarter or an eighth where that leaves at least twice `size`. The pictures of a batch
+    are decoded in threads, on all cores.
 
     **Bad rows.** A malformed row, an empty caption, a caption that is too long, a picture that is
     missing, the same caption twice for one picture: with ``on_error="raise"`` all of them are
@@ -191,10 +191,9 @@ class CaptionFolder(Dataset[dict[str, Tensor]]):
         index = torch.as_tensor(indices, dtype=torch.int64)
         if index.ndim != 1 or len(index) == 0:
             raise ShapeError(f"indices: expected shape [B], B at least 1, got {list(index.shape)}")
-        pixels = torch.from_numpy(np.stack([self._picture(i) for i in index.tolist()]))
         caption = self.sentences[index, 0]
         return {
-            "image": pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255),
+            "image": as_images(in_threads(self._picture, index.tolist()), self.size),
             "caption": caption[:, : int((caption != 0).sum(1).max())],
             "index": index,
         }
@@ -211,7 +210,7 @@ class CaptionFolder(Dataset[dict[str, Tensor]]):
 
     def _picture(self, i: int) -> np.ndarray:
         try:
-            return _decode(self.paths[i], self.size)
+            return decode(self.paths[i], self.size)
         # Damaged files make Pillow raise errors of many kinds.
         except Exception as error:
             raise DataError(
@@ -440,35 +439,17 @@ def _summary(problems: list[str], shown: int = 5) -> str:
     return f"{len(problems)} row{'s' * (len(problems) > 1)} cannot be used: {text}{more}"
 
 
-def _decode(path: Path, size: int) -> np.ndarray:
-    """The centred square of a picture as uint8 `[size, size, 3]`."""
-    with Image.open(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"expected 8 bits a channel, got the mode {image.mode}")
-        # libjpeg can leave out fine detail while decoding, which is where the time goes.
-        image.draft("RGB", (2 * size, 2 * size))
-        picture = image.convert("RGB")
-    ImageOps.exif_transpose(picture, in_place=True)
-    width, height = picture.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
-
-
 def _unreadable(paths: list[Path], size: int) -> list[tuple[Path, Exception]]:
     """Decodes every picture once; returns those that fail, with the reason."""
 
     def check(path: Path) -> tuple[Path, Exception] | None:
         try:
-            _decode(path, size)
+            decode(path, size)
         except Exception as error:
             return path, error
         return None
 
-    # Pillow decodes without holding Python's lock, so threads use all cores.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [failed for failed in pool.map(check, paths) if failed is not None]
+    return [failed for failed in in_threads(check, paths) if failed is not None]
 
 
 def _encode(

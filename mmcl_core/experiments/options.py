@@ -15,14 +15,17 @@ PAIRS, SEED = 1000, 777  # the test scenes of the book
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Train a method of multimodal contrastive learning, and measure it.",
+        description="Train a method of multimodal contrastive learning, measure it, and find "
+        "pictures with it.",
         epilog=f"{PROGRAM} train --help and so on say the rest.",
     )
     commands = top.add_subparsers(
-        dest="command", required=True, metavar="{train,evaluate,experiment}"
+        dest="command", required=True, metavar="{train,evaluate,embed,search,experiment}"
     )
     _train_options(commands)
     _evaluate_options(commands)
+    _embed_options(commands)
+    _search_options(commands)
     _experiment_options(commands)
     return top
 
@@ -193,6 +196,87 @@ def _evaluate_options(commands: Any) -> None:
     add("--json", action="store_true", help="print JSON; default: tables.")
 
 
+def _embed_options(commands: Any) -> None:
+    parser = commands.add_parser(
+        "embed",
+        help="embed all pictures of a folder with what was trained; writes a file for search",
+        description=EMBED,
+        epilog=EMBED_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the --out of train.")
+    add(
+        "folder",
+        metavar="FOLDER",
+        help="the pictures: all files there, and in the folders inside, that end in .jpg, .png and "
+        "so on. Captions are not needed.",
+    )
+    add("--out", metavar="FILE", required=True, help="where to put the vectors; .npz.")
+    add(
+        "--skip-bad-pictures",
+        action="store_true",
+        help="leave out pictures that cannot be read, and say which; default: write nothing, and "
+        "say which.",
+    )
+    add(
+        "--batch-size",
+        type=_count,
+        metavar="N",
+        default=256,
+        help="pictures embedded at once; default 256.",
+    )
+    _device_option(add)
+    bar = parser.add_mutually_exclusive_group()
+    bar.add_argument(
+        "--quiet", action="store_true", help="print the last line only; default: what goes on."
+    )
+    bar.add_argument(
+        "--progress",
+        action="store_true",
+        help="show the bar in log files, too; default: on a terminal only.",
+    )
+
+
+def _search_options(commands: Any) -> None:
+    parser = commands.add_parser(
+        "search",
+        help="find pictures by words among those that were embedded",
+        description=SEARCH,
+        epilog=SEARCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("file", metavar="FILE", help="the --out of embed.")
+    add(
+        "queries",
+        metavar="WORDS",
+        nargs="*",
+        help="what to look for; several queries are answered one after the other. Default: each "
+        "line that is typed, until it ends (Ctrl-D).",
+    )
+    add(
+        "--like",
+        metavar="PICTURE",
+        action="append",
+        help="look for pictures like this one, a file; may come several times; default: none.",
+    )
+    add(
+        "--top",
+        type=_count,
+        metavar="K",
+        default=5,
+        help="pictures to show for each query; default 5.",
+    )
+    add(
+        "--run",
+        metavar="FOLDER",
+        help="where the run lies now; default: where it lay when FILE was made.",
+    )
+    _device_option(add)
+    add("--json", action="store_true", help="print JSON; default: lines.")
+
+
 def _experiment_options(commands: Any) -> None:
     parser = commands.add_parser(
         "experiment",
@@ -264,6 +348,29 @@ examples:
   {PROGRAM} train --method clip --data shapes --out runs/clip
   {PROGRAM} evaluate runs/clip
   {PROGRAM} evaluate runs/clip --pairs 200 --seed 778 --json"""
+
+
+EMBED = """\
+Embeds each picture of a folder as a unit vector, with a run of train. FILE has the
+vectors (float32, one row for each picture), the names of the pictures, and where
+the run lies. It is written whole or not at all; one that is there is replaced."""
+
+EMBED_EXAMPLES = f"""\
+examples:
+  {PROGRAM} embed runs/clip photos --out photos.npz
+  {PROGRAM} embed runs/clip photos --out photos.npz --skip-bad-pictures"""
+
+
+SEARCH = """\
+Finds pictures by words: prints those whose vectors lie nearest to that of the
+query (the cosine, from -1 to 1), and their names in the folder that was embedded.
+Words that the run was not trained with are named. moco and fusion have no words
+beside their pictures: with them, only --like."""
+
+SEARCH_EXAMPLES = f"""\
+examples:
+  {PROGRAM} search photos.npz "a dog on the beach" --top 3
+  {PROGRAM} search photos.npz --like holiday.jpg --json"""
 
 
 EXPERIMENT = """\
