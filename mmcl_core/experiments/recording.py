@@ -38,6 +38,7 @@ from mmcl_core.experiments import (
     moco,
     noise,
     pointing,
+    scaling,
     structure,
 )
 from mmcl_core.experiments.fingerprint import LIBRARIES, fingerprint
@@ -57,6 +58,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "gmc": gmc,
     "comparison": comparison,
     "alternatives": alternatives,
+    "scaling": scaling,
 }
 
 
