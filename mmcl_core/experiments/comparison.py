@@ -41,8 +41,13 @@ START, COLDEST = 300.0, 15.0  # of the cooling, as in the experiment "fdt"
 TESTED, BAGS, PROBED = 1000, 500, 1000  # scenes
 MODALITIES = ("image", "caption")
 CONDITIONS: dict[str, dict[str, Any]] = {
-    name: {"method": name}
-    for name in ("CLIP", "SigLIP", "MoCo + CLIP", "MCT", "FDT", "GMC", "FDT + GMC")
+    "CLIP": {"method": "CLIP"},
+    "SigLIP": {"method": "SigLIP"},
+    "MoCo + CLIP": {"method": "MoCo + CLIP", "weight": 1.0},
+    "MCT": {"method": "MCT", "weights": {"tags": 0, "image": 0.2, "caption": 0.2}},
+    "FDT": {"method": "FDT"},
+    "GMC": {"method": "GMC"},
+    "FDT + GMC": {"method": "FDT + GMC"},
 }
 
 
@@ -65,52 +70,60 @@ def caption_encoder(data: ShapesCaptions) -> CaptionEncoder:
     return CaptionEncoder(len(data.tokenizer), width=small.WIDTH, depth=2)
 
 
-def new(method: str, data: ShapesCaptions, seed: int) -> nn.Module:
+def new(
+    method: str, data: ShapesCaptions, seed: int, *, batch: int = BATCH, **settings: Any
+) -> nn.Module:
     """A method with the first weights of that seed. Seeds torch.
 
     Args:
-        method: one of `CONDITIONS`.
+        method: one of "CLIP", "SigLIP", "MoCo + CLIP", "MCT", "FDT", "GMC" and "FDT + GMC".
         data: what it will be trained on.
         seed: of the weights, and of the random keys in queues.
+        batch: samples in a step; a codebook is cooled over all steps.
+        settings: of the method.
 
     Raises:
         MMCLError: there is no such method.
     """
-    if method not in CONDITIONS:
-        raise MMCLError(f"the methods are {', '.join(CONDITIONS)}; got {method!r}")
     torch.manual_seed(seed)
     pair, dim = (image_encoder(), caption_encoder(data)), small.DIM
-    steps = EPOCHS * max(len(data) // BATCH, 1)
-    builders: dict[str, Callable[[], nn.Module]] = {
-        "CLIP": lambda: CLIP(*pair, dim=dim),
-        "SigLIP": lambda: SigLIP(*pair, dim=dim),
-        "MoCo + CLIP": lambda: MoCoCLIP(*pair, dim=dim, queue=QUEUE),
-        "MCT": lambda: MCT(
-            *pair, dim=dim, queue=QUEUE, weights={"tags": 0, "image": 0.2, "caption": 0.2}
-        ),
-        "FDT": lambda: FDT(*pair, dim=dim, temperature=Cooling(START, COLDEST, steps)),
-        "GMC": lambda: GMC(dict(zip(MODALITIES, pair, strict=True)), dim=dim),
-        "FDT + GMC": lambda: FDTGMC(*pair, dim=dim, temperature=Cooling(START, COLDEST, steps)),
-    }
-    return builders[method]()
+    cooling = Cooling(START, COLDEST, EPOCHS * max(len(data) // batch, 1))
+    if method == "MoCo + CLIP":
+        return MoCoCLIP(*pair, dim=dim, queue=QUEUE, **settings)
+    if method == "MCT":
+        return MCT(*pair, dim=dim, queue=QUEUE, **settings)
+    if method == "GMC":
+        return GMC(dict(zip(MODALITIES, pair, strict=True)), dim=dim, **settings)
+    plain: dict[str, type[CLIP]] = {"CLIP": CLIP, "SigLIP": SigLIP}
+    tokenised: dict[str, type[FDT]] = {"FDT": FDT, "FDT + GMC": FDTGMC}
+    if method in plain:
+        return plain[method](*pair, dim=dim, **settings)
+    if method in tokenised:
+        return tokenised[method](*pair, dim=dim, temperature=cooling, **settings)
+    raise MMCLError(f"the methods are those of CONDITIONS, such as 'CLIP'; got {method!r}")
 
 
-def train(seed: int, *, method: str = "CLIP") -> nn.Module:
+def train(
+    seed: int, *, method: str = "CLIP", batch: int = BATCH, lr: float = LR, **settings: Any
+) -> nn.Module:
     """Trains a method.
 
     Args:
         seed: of scenes, first weights and order.
-        method: one of `CONDITIONS`.
+        method: see `new`.
+        batch: samples in a step. The number of samples that are seen is the same for all.
+        lr: learning rate.
+        settings: of the method.
     """
     data = training_scenes(seed)
-    trained = new(method, data, seed)
+    trained = new(method, data, seed, batch=batch, **settings)
     augment = paraphrase(data.sentences, view=True)
     if isinstance(trained, MoCoCLIP | MCT):
         augment = compose(augment, crop())
-        first = range(0, min(QUEUE, len(data)), BATCH)
-        trained.warm_start(augment(data.__getitems__(range(i, i + BATCH))) for i in first)
+        first = range(0, min(QUEUE, len(data)), batch)
+        trained.warm_start(augment(data.__getitems__(range(i, i + batch))) for i in first)
     fit(
-        trained, data, epochs=EPOCHS, batch_size=BATCH, lr=LR, augment=augment, seed=seed,
+        trained, data, epochs=EPOCHS, batch_size=batch, lr=lr, augment=augment, seed=seed,
         progress=False,
     )  # fmt: skip
     return trained
