@@ -26,7 +26,7 @@ from mmcl_core.figures.style import (
     YELLOW,
     house_style,
 )
-from mmcl_core.figures.table import sortable_table
+from mmcl_core.figures.table import SortableTable, sortable_table
 from mmcl_core.figures.tokens import token_card, tokens_of_scene
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "YELLOW",
     "Arrow",
     "Box",
+    "SortableTable",
     "bars",
     "circles",
     "curve_panels",
