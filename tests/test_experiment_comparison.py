@@ -99,7 +99,8 @@ def test_every_method_has_every_measure(monkeypatch, few, data) -> None:
     for config in comparison.CONDITIONS.values():
         measured = comparison.measure(comparison.new(data=data, seed=0, **config))
         assert all(math.isfinite(value) for value in measured.values())
-        names.add(tuple(measured))
+        names.add(tuple(name for name in measured if not name.startswith("tokens")))
+        assert ("tokens in common" in measured) == ("FDT" in config["method"])
     assert len(names) == 1
 
 
@@ -187,6 +188,18 @@ def test_each_points_by_its_own_maps(few, data, name) -> None:
         spoken = method if name == "CLIP" else comparison.Spoken(method)
         maps, masks, *_ = structure.word_maps(spoken, test, "colour")
     assert measured["pointing, colour"] == pointing_game(maps, masks).accuracy
+
+
+def test_tokens_in_common(few, data) -> None:
+    method = comparison.new("FDT", data, 0)
+    measured = comparison._tokens(method)
+    test = comparison.scenes(comparison.TESTED, small.TEST_SEED)
+    batch = test.__getitems__(range(len(test)))
+    with torch.no_grad():
+        image, caption = (method.ground(batch, m).weights for m in comparison.MODALITIES)
+    for shift, name in ((0, "tokens in common"), (1, "tokens in common, other")):
+        own = [torch.minimum(image[i], caption[i - shift]).sum() for i in range(len(test))]
+        assert measured[name] == pytest.approx(float(sum(own)) / len(own), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["MCT", "GMC"])

@@ -27,7 +27,7 @@ from mmcl_core.evaluation import (
     recall_at_k,
     uniformity,
 )
-from mmcl_core.experiments import measures, small, structure, tokens
+from mmcl_core.experiments import fdt, measures, small, structure, tokens
 from mmcl_core.experiments.mct import crop
 from mmcl_core.methods import CLIP, FDT, FDTGMC, GMC, MCT, MoCoCLIP, SigLIP
 from mmcl_core.methods.fdt import Cooling
@@ -145,9 +145,13 @@ def measure(method: nn.Module) -> dict[str, float]:
       scenes with one object, by a probe that learned from complete samples;
     - "pointing, shape" and "pointing, colour": share of the words whose best patch lies on their
       object; only of methods whose patches and words can be compared;
+    - of an FDT, "tokens in common": the weight that a picture and its caption have in common, the
+      sum of the smaller weight of each token; "tokens in common, other": with another caption;
     - "recall chance" and so on: what guessing gives.
     """
-    return _retrieval(method) | _bags(method) | _probes(method) | _told(method) | _pointing(method)
+    measured = _retrieval(method) | _bags(method) | _probes(method) | _told(method)
+    measured |= _pointing(method)
+    return measured | _tokens(method) if isinstance(method, FDT) else measured
 
 
 def run(seed: int, **config: Any) -> dict[str, float]:
@@ -240,6 +244,12 @@ def _pointing(method: nn.Module) -> dict[str, float]:
         game = pointing_game(*maps_of(method, test, name)[:2])
         measured |= {f"pointing, {name}": game.accuracy, f"pointing chance, {name}": game.chance}
     return measured
+
+
+def _tokens(method: FDT) -> dict[str, float]:
+    image, caption = fdt.weights_of(method, scenes(TESTED, small.TEST_SEED)).values()
+    shared = {"tokens in common": caption, "tokens in common, other": caption.roll(1, 0)}
+    return {name: float(torch.minimum(image, of).sum(1).mean()) for name, of in shared.items()}
 
 
 class Spoken(nn.Module):
