@@ -31,6 +31,10 @@ from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
 
 Batch = dict[str, Tensor]
 
+# At the beginning, means are spread out and variances small, or the decoders would see little but
+# noise for hundreds of steps. Ours.
+SPREAD, LOG_VARIANCE = 4.0, -4.0
+
 
 class Gaussian(NamedTuple):
     """Independent normal distributions, one for each number of z."""
@@ -138,7 +142,7 @@ class PictureDecoder(nn.Module):
         return self.convolutions(grid).sigmoid()
 
 
-class WordsDecoder(nn.Sequential):
+class WordsDecoder(nn.Linear):
     """A hidden vector to the words of a caption, without their order: logits [B, V - 4].
 
     A bag of words, and not one word a place: a decoder that writes a sentence word by word can read
@@ -148,13 +152,10 @@ class WordsDecoder(nn.Sequential):
     Args:
         hidden: width Z of the hidden vector.
         vocabulary: number V of word numbers.
-        width: of the layer between.
     """
 
-    def __init__(self, hidden: int, vocabulary: int, *, width: int = 128) -> None:
-        super().__init__(
-            nn.Linear(hidden, width), nn.GELU(), nn.Linear(width, vocabulary - len(SPECIALS))
-        )
+    def __init__(self, hidden: int, vocabulary: int) -> None:
+        super().__init__(hidden, vocabulary - len(SPECIALS))
 
 
 class MultimodalVAE(nn.Module):
@@ -183,7 +184,7 @@ class MultimodalVAE(nn.Module):
         *,
         hidden: int = 64,
         pixel_std: float = 0.25,
-        caption_weight: float = 10.0,
+        caption_weight: float = 50.0,
     ) -> None:
         super().__init__()
         if not 0 < pixel_std < math.inf or not 0 < caption_weight < math.inf:
@@ -206,6 +207,10 @@ class MultimodalVAE(nn.Module):
         self.posteriors = nn.ModuleDict(
             {m: nn.Linear(width_of(e), 2 * hidden) for m, e in self.encoders.items()}
         )
+        with torch.no_grad():
+            for posterior in self.posteriors.values():
+                posterior.weight[:hidden] *= SPREAD
+                posterior.bias[hidden:] = LOG_VARIANCE
         self.decoders = nn.ModuleDict(
             {
                 "image": PictureDecoder(hidden, size=size),
