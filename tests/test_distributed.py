@@ -38,7 +38,18 @@ from mmcl_core.distributed import (
 )
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder, TagEncoder
 from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
-from mmcl_core.methods import CLIP, FDT, FDTGMC, GMC, MCT, LateFusion, MoCo, MoCoCLIP, SigLIP
+from mmcl_core.methods import (
+    CLIP,
+    FDT,
+    FDTGMC,
+    GMC,
+    MCT,
+    CodeCLIP,
+    LateFusion,
+    MoCo,
+    MoCoCLIP,
+    SigLIP,
+)
 from mmcl_core.methods.fdt import Cooling
 from mmcl_core.training import Progress, fit, load_checkpoint
 
@@ -147,6 +158,10 @@ CASES: dict[str, Case] = {
     "fdt under gmc": Case(
         lambda: clip(kind=FDTGMC, tokens=32, temperature=Cooling(30, 3, steps=2)),
         lambda: scenes(16),
+    ),
+    "codes": Case(lambda: clip(kind=CodeCLIP, codes=32), lambda: scenes(16)),
+    "codes in the warm-up": Case(
+        lambda: clip(kind=CodeCLIP, codes=32, warmup=1, summary=True), lambda: scenes(16)
     ),
     "late fusion": Case(late_fusion, labelled),
     "late fusion with means": Case(lambda: late_fusion(impute="mean"), labelled),
