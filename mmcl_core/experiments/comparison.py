@@ -42,7 +42,8 @@ TESTED, BAGS, PROBED = 1000, 500, 1000  # scenes
 MODALITIES = ("image", "caption")
 CONDITIONS: dict[str, dict[str, Any]] = {
     "CLIP": {"method": "CLIP"},
-    "SigLIP": {"method": "SigLIP"},
+    # Published is -10, for batches of 32,768: about the log-odds of one pair in a row. So is this.
+    "SigLIP": {"method": "SigLIP", "bias": -5.0},
     "MoCo + CLIP": {"method": "MoCo + CLIP", "weight": 1.0},
     "MCT": {"method": "MCT", "weights": {"tags": 0, "image": 0.2, "caption": 0.2}},
     "FDT": {"method": "FDT"},
