@@ -111,34 +111,34 @@ def memory(loss: str, size: Size) -> dict[str, float]:
 Moment = dict[str, float]
 
 
+# Each function lists the moments at which a step may hold most, the largest matrices first; where
+# embeddings are wide and samples few, it is a later one, when their gradients are there.
+
+
 def _clip_as_published(s: Size) -> list[Moment]:
     # Two matrices of logits, and of each the softmax that its backward pass keeps. All embeddings
     # are needed in each process.
-    b, d = s.batch, s.dim
-    gathered = 2 * b * d if s.processes > 1 else 0
-    return [{"similarities": 4 * b * b, "embeddings": 2 * b * d + gathered, "numbers": 2 * b}]
+    square, whole = s.batch**2, s.batch * s.dim
+    gathered = 2 * whole if s.processes > 1 else 0
+    return [
+        {"similarities": 4 * square, "embeddings": 2 * whole + gathered, "numbers": 2 * s.batch},
+        {"similarities": square, "embeddings": 5 * whole + gathered},
+    ]
 
 
 def _clip(s: Size) -> list[Moment]:
+    whole, own, pairs = s.batch * s.dim, s.own * s.dim, s.own * s.batch
     if s.processes == 1:
         # The logits; then, of rows and of columns, what the backward pass of a log-sum-exp makes.
         return [
-            {
-                "similarities": 5 * s.batch**2,
-                "embeddings": s.batch * s.dim,
-                "numbers": 3 * s.batch,
-            }
+            {"similarities": 5 * pairs, "embeddings": whole, "numbers": 3 * s.batch},
+            {"similarities": pairs, "embeddings": 3 * whole},
         ]
-    whole, own = s.batch * s.dim, s.own * s.dim
     return [
         # Two matrices [b, B], and three of the first backward step.
-        {
-            "similarities": 5 * s.own * s.batch,
-            "embeddings": 2 * whole + 2 * own,
-            "numbers": 6 * s.own,
-        },
-        # Later: gathered embeddings, their gradients, and one matrix that is still there.
-        {"similarities": s.own * s.batch, "embeddings": 4 * whole + 2 * own},
+        {"similarities": 5 * pairs, "embeddings": 2 * whole + 2 * own, "numbers": 6 * s.own},
+        # Gathered embeddings, their gradients, and one matrix that is still there.
+        {"similarities": pairs, "embeddings": 4 * whole + 2 * own},
     ]
 
 
@@ -163,66 +163,66 @@ def _clip_in_tiles(s: Size) -> list[Moment]:
 
 def _siglip(s: Size) -> list[Moment]:
     # Four matrices; and which pairs belong together, a byte each.
-    gathered = 2 * s.batch * s.dim if s.processes > 1 else 0
-    embeddings = s.batch * s.dim + gathered
-    return [{"similarities": 4.25 * s.batch**2, "embeddings": embeddings}]
+    square, whole = s.batch**2, s.batch * s.dim
+    gathered = 2 * whole if s.processes > 1 else 0
+    return [
+        {"similarities": 4.25 * square, "embeddings": whole + gathered},
+        {"similarities": square, "embeddings": 3 * whole + gathered},
+    ]
 
 
 def _queue(s: Size) -> list[Moment]:
     # Logits, and what the backward pass of the log-sum-exp makes, whatever the others do.
+    pairs, own = s.own * s.queue, s.own * s.dim
     return [
-        {
-            "similarities": 4 * s.own * s.queue,
-            "embeddings": s.own * s.dim,
-            "numbers": 3 * s.own,
-        }
+        {"similarities": 4 * pairs, "embeddings": own, "numbers": 3 * s.own},
+        {"similarities": 0, "embeddings": 4 * own},
+        {"similarities": 0, "embeddings": s.queue * s.dim},  # are all keys finite? Their sizes.
     ]
 
 
 def _gmc_as_published(s: Size) -> list[Moment]:
     # Of each modality, four times [B, B]: exponentials, and what of them stands off the diagonal.
-    modalities, whole = s.modalities, s.batch * s.dim
+    m, square, whole = s.modalities, s.batch**2, s.batch * s.dim
+    gathered = (m + 1) * whole if s.processes > 1 else 0
     return [
-        {
-            "similarities": (8 + 5 * modalities) * s.batch**2,
-            "embeddings": 2 * (modalities + 1) * whole
-            + (modalities + 1) * whole * (s.processes > 1),
-            "numbers": (7 * modalities - 9) * s.batch,
-        }
+        {"similarities": (8 + 5 * m) * square, "embeddings": 2 * (m + 1) * whole + gathered},
+        {"similarities": (5 * m - 1) * square, "embeddings": (2 * m + 6) * whole + gathered},
     ]
 
 
 def _gmc(s: Size) -> list[Moment]:
-    modalities, whole = s.modalities, s.batch * s.dim
+    m, whole, pairs = s.modalities, s.batch * s.dim, s.own * s.batch
     if s.processes == 1:
         # One block at a time, and one more beside it in the backward pass.
         return [
             {
-                "similarities": 2 * s.batch**2,
-                "embeddings": 2 * (modalities + 1) * whole,
-                "numbers": (3 + 10 * modalities) * s.batch,
-            }
+                "similarities": 2 * pairs,
+                "embeddings": 2 * (m + 1) * whole,
+                "numbers": (3 + 10 * m) * s.batch,
+            },
+            {"similarities": 0, "embeddings": (2 * m + 4) * whole},
         ]
-    blocks = s.own * s.batch
     return [
         # 1 + 3 M blocks [b, B], which autograd holds, and three of the first backward step.
         {
-            "similarities": (4 + 3 * modalities) * blocks,
-            "embeddings": (modalities + 1) * whole,
-            "numbers": (7 * modalities + 2) * s.own,
+            "similarities": (4 + 3 * m) * pairs,
+            "embeddings": (m + 1) * whole,
+            "numbers": (7 * m + 2) * s.own,
         },
-        # Later: the gathered embeddings, their gradients, and some blocks.
-        {"similarities": 3 * blocks, "embeddings": (2 * modalities + 3) * whole},
+        # Gathered embeddings and their gradients: beside most blocks, and later beside some.
+        {"similarities": (2 + 3 * m) * pairs, "embeddings": (2 * m + 2) * whole},
+        {"similarities": 3 * pairs, "embeddings": (2 * m + 3) * whole},
     ]
 
 
 def _fdt_as_published(s: Size) -> list[Moment]:
-    # All scores twice: before and after they are divided, and so for their gradients.
+    # All scores twice: before and after they are divided, and so for their gradients. The codebook
+    # has one gradient as a key and one as a value.
+    scores, book = s.own * s.patches * s.codebook, s.codebook * s.dim
     return [
-        {
-            "similarities": 2 * s.own * s.patches * s.codebook,
-            "codebook": s.codebook * s.dim,
-        }
+        {"similarities": 2 * scores, "codebook": book},
+        {"similarities": scores, "codebook": 2 * book},
     ]
 
 
@@ -244,7 +244,7 @@ def _fdt(s: Size, *, all_active: bool = False) -> list[Moment]:
     return [
         scoring,
         {"similarities": 7 * pairs, "embeddings": s.own * s.dim},  # through the sparsemax
-        {"similarities": 5 * pairs, "codebook": book, "embeddings": tokens},  # both gradients
+        {"similarities": 6 * pairs, "codebook": book, "embeddings": tokens},  # both gradients
     ]
 
 
