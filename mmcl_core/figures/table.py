@@ -49,11 +49,12 @@ _SCRIPT = """
 _STYLE = """
 #%(id)s { font-variant-numeric: tabular-nums; }
 #%(id)s caption { caption-side: top; text-align: left; padding: 0 0 0.5rem; }
+#%(id)s caption span { display: block; max-width: min(42rem, 85vw); }
 #%(id)s th, #%(id)s td { padding: 0.3rem 0.5rem; text-align: right; vertical-align: top; }
 #%(id)s thead th { vertical-align: bottom; line-height: 1.25; }
-#%(id)s tr > :first-child { position: sticky; left: 0; text-align: left; white-space: nowrap;
+#%(id)s tr > :first-child { position: sticky; left: 0; z-index: 1; text-align: left; white-space: nowrap;
   background: var(--pst-color-background, var(--jp-layout-color0, Canvas)); }
-#%(id)s td small { display: block; opacity: 0.8; white-space: nowrap; }
+#%(id)s td small { display: block; white-space: nowrap; }
 #%(id)s tfoot { font-style: italic; }
 #%(id)s .sort { font: inherit; color: inherit; text-align: inherit; background: none; border: 0;
   padding: 0.15rem; min-height: 1.5rem; cursor: pointer; text-decoration: underline dotted; }
@@ -95,7 +96,7 @@ class SortableTable:
             for name in self.columns
         )
         table = (
-            f"<caption>{escape(self.caption)}</caption><thead><tr>{head}</tr></thead>"
+            f"<caption><span>{escape(self.caption)}</span></caption><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody>" + (f"<tfoot>{foot}</tfoot>" if foot else "")
         )
         # The same table has the same name in every build.
