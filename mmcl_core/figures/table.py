@@ -52,7 +52,8 @@ _STYLE = """
 #%(id)s caption span { display: block; max-width: min(42rem, 85vw); }
 #%(id)s th, #%(id)s td { padding: 0.3rem 0.5rem; text-align: right; vertical-align: top; }
 #%(id)s thead th { vertical-align: bottom; line-height: 1.25; }
-#%(id)s tr > :first-child { position: sticky; left: 0; z-index: 1; text-align: left; white-space: nowrap;
+#%(id)s tr > :first-child { position: sticky; left: 0; z-index: 1; text-align: left;
+  white-space: nowrap;
   background: var(--pst-color-background, var(--jp-layout-color0, Canvas)); }
 #%(id)s td small { display: block; white-space: nowrap; }
 #%(id)s tfoot { font-style: italic; }
