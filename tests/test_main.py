@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -75,9 +77,9 @@ def stopping(steps: int) -> Callable[..., Any]:
     return stopped
 
 
-def draw_folder(root: Path, n: int = 96) -> Path:
+def draw_folder(root: Path, n: int = 96, objects: tuple[int, int] = (1, 3)) -> Path:
     """Pictures with one caption each, in the layout of Flickr8k as found today."""
-    scenes = ShapesCaptions(n, seed=3, size=24, detail=2)
+    scenes = ShapesCaptions(n, seed=3, size=24, detail=2, objects=objects)
     (root / "Images").mkdir(parents=True)
     for i, pixels in enumerate(scenes.images):
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(root / "Images" / f"{i}.png")
@@ -267,6 +269,35 @@ def test_a_folder_trains_and_is_measured(run, tmp_path, monkeypatch) -> None:
         assert "are for a run on shapes" in err
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills")
+def test_a_killed_training_on_a_folder_resumes_exactly(run, tmp_path) -> None:
+    """Killed with no warning, in whatever it does: a step, decoding, or writing a checkpoint."""
+    folder = draw_folder(tmp_path / "data")
+    arguments = ["--method", "mct", "--data", str(folder), *SMALL, "--epochs", "8"]
+    arguments += ["--checkpoint-every", "1"]
+    killed, out = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mmcl_core", "train", *arguments, "--out", str(killed)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not (killed / "checkpoint.pt").exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert "not finished" in run("evaluate", killed, "--device", "cpu")[1]
+
+    code, said, err = run("train", "--resume", "--quiet", "--device", "cpu", "--out", killed)
+    assert (code, err) == (0, "")
+    assert said.startswith("24 steps in ")
+    assert run("train", *arguments, "--out", out)[0] == 0
+    assert_same_weights(weights(killed), weights(out))
+
+
 def test_bad_rows_stop_a_training_unless_they_are_skipped(run, tmp_path) -> None:
     folder, out = draw_folder(tmp_path / "data"), tmp_path / "run"
     same = (folder / "captions.txt").read_text().splitlines()[-1]
@@ -296,7 +327,7 @@ def test_moco_of_a_folder_has_nothing_to_measure(run, tmp_path) -> None:
 # --- help, and wrong input ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "experiment"])
+@pytest.mark.parametrize("command", program.COMMANDS)
 def test_help_speaks_of_each_option(command, run) -> None:
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
@@ -311,7 +342,7 @@ def test_help_speaks_of_each_option(command, run) -> None:
     assert run("--help")[0] == 0
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "experiment"])
+@pytest.mark.parametrize("command", program.COMMANDS)
 def test_the_examples_of_the_help_can_be_typed(command, run, monkeypatch) -> None:
     monkeypatch.setitem(EXPERIMENTS, "gap", ModuleType("gap"))
     examples = [
@@ -332,7 +363,7 @@ NEW = ["train", "--method", "clip", "--data", "shapes", "--out", "OUT"]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "required: {train,evaluate,experiment}"),
+        ([], "required: {train,evaluate,embed,search,experiment}"),
         (["train", "--method", "clip", "--out", "OUT"], "--data not given"),
         (["train", "--resume", "--out", "OUT"], "--method and --data not given"),
         ([*NEW, "--method", "simclr"], "invalid choice: 'simclr'"),

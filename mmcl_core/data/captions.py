@@ -15,9 +15,10 @@ import csv
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmcl_core.data.pictures import as_images, decode, in_threads
-from mmcl_core.data.tokenizer import WordTokenizer, split_words
+from mmcl_core.data.tokenizer import END, SPECIALS, START, UNK, WordTokenizer, split_words
 from mmcl_core.errors import DataError, MMCLError, ShapeError
 
 # The second name is that of the authors' archive, spelled so.
@@ -134,7 +135,7 @@ class CaptionFolder(Dataset[dict[str, Tensor]]):
             raise DataError(
                 f"{_summary(problems)}. Correct the rows, or pass on_error='skip' to leave them out"
             )
-        by_path: dict[Path, list[_Row]] = {}
+        by_path: dict[str, list[_Row]] = {}
         for row in rows:
             by_path.setdefault(row.path, []).append(row)
         if on_error == "skip":
@@ -153,14 +154,12 @@ class CaptionFolder(Dataset[dict[str, Tensor]]):
             raise DataError(f"{root}: expected captioned pictures, got no usable row")
 
         self.skipped = problems
-        self.paths = list(by_path)
+        self.paths = [Path(path) for path in by_path]
         self._captions = [[row.caption for row in found] for found in by_path.values()]
         self._where = [found[0].where for found in by_path.values()]
-        if tokenizer is None:
-            texts = (caption for captions in self._captions for caption in captions)
-            tokenizer = WordTokenizer.fit(texts, max_length=limit)
-        self.tokenizer = tokenizer
-        self.sentences = _encode(self._captions, tokenizer, sentences, truncate)
+        words = [[row.words for row in found] for found in by_path.values()]
+        self.tokenizer = _fit(words, limit) if tokenizer is None else tokenizer
+        self.sentences = _encode(words, self.tokenizer, sentences)
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -222,8 +221,9 @@ class CaptionFolder(Dataset[dict[str, Tensor]]):
 
 class _Row(NamedTuple):
     where: str  # file and row, for messages
-    path: Path
+    path: str
     caption: str
+    words: str  # of the caption, one blank between them: to find them is most of the work
 
 
 # Takes a file and the list of problems; yields place, name of the picture, caption.
@@ -299,7 +299,7 @@ def _usable_rows(
 ) -> Iterator[_Row]:
     """The rows of one file that can be used; a line about every other one goes to `problems`."""
     with os.scandir(source.folder) as entries:
-        paths = {entry.name: Path(entry.path) for entry in entries if entry.is_file()}
+        paths = {entry.name: entry.path for entry in entries if entry.is_file()}
     first: dict[tuple[str, str], str] = {}
     named = set()
     for where, name, caption in source.read(source.file, problems):
@@ -324,7 +324,7 @@ def _usable_rows(
                 f"{caption[:60]!r} (keep_duplicates=True accepts it)"
             )
         else:
-            yield _Row(where, paths[name], caption)
+            yield _Row(where, paths[name], caption, " ".join(words))
     for name, where in (source.wanted or {}).items():
         if name not in named:
             problems.append(f"{where}: {name} has no row in {source.file.name}")
@@ -353,7 +353,9 @@ def _read_csv(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]
     for number, line in lines:
         where = f"{path.name}, line {number}"
         try:
-            fields = next(csv.reader([line], strict=True))
+            # A reader for each line takes longer than all else. Most lines do not need one.
+            quoted = '"' in line or "\r" in line
+            fields = next(csv.reader([line], strict=True)) if quoted else line.split(",")
         except csv.Error as error:
             problems.append(f"{where}: malformed CSV ({error}) in {line[:60]!r}")
             continue
@@ -439,10 +441,10 @@ def _summary(problems: list[str], shown: int = 5) -> str:
     return f"{len(problems)} row{'s' * (len(problems) > 1)} cannot be used: {text}{more}"
 
 
-def _unreadable(paths: list[Path], size: int) -> list[tuple[Path, Exception]]:
+def _unreadable(paths: list[str], size: int) -> list[tuple[str, Exception]]:
     """Decodes every picture once; returns those that fail, with the reason."""
 
-    def check(path: Path) -> tuple[Path, Exception] | None:
+    def check(path: str) -> tuple[str, Exception] | None:
         try:
             decode(path, size)
         except Exception as error:
@@ -452,15 +454,32 @@ def _unreadable(paths: list[Path], size: int) -> list[tuple[Path, Exception]]:
     return [failed for failed in in_threads(check, paths) if failed is not None]
 
 
-def _encode(
-    captions: list[list[str]], tokenizer: WordTokenizer, sentences: int, truncate: bool
-) -> Tensor:
-    """The first captions of each picture as int64 `[N, S, L]`, repeated where there are fewer."""
-    rows = []
-    for texts in captions:
-        encoded = [tokenizer.encode(text, truncate=truncate) for text in texts[:sentences]]
+def _fit(words: list[list[str]], max_length: int) -> WordTokenizer:
+    """What `WordTokenizer.fit` makes of the captions of all pictures, from their words."""
+    counts: Counter[str] = Counter()
+    for captions in words:
+        for caption in captions:
+            counts.update(caption.split())
+    return WordTokenizer(sorted(counts, key=lambda w: (-counts[w], w)), max_length=max_length)
+
+
+def _encode(words: list[list[str]], tokenizer: WordTokenizer, sentences: int) -> Tensor:
+    """The first captions of each picture as int64 `[N, S, L]`, repeated where there are fewer.
+
+    From their words, by the ids that `WordTokenizer.encode` gives; what is too long is cut.
+    """
+    ids = {word: i for i, word in enumerate(tokenizer.words, start=len(SPECIALS))}
+    most, unknown = tokenizer.max_length - 2, repeat(UNK)
+    rows: list[list[int]] = []
+    for captions in words:
+        encoded = [
+            [START, *map(ids.get, caption.split()[:most], unknown), END]
+            for caption in captions[:sentences]
+        ]
         rows += [encoded[s % len(encoded)] for s in range(sentences)]
     lengths = np.array([len(row) for row in rows])
     table = np.zeros((len(rows), lengths.max()), dtype=np.int64)
-    table[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(rows)
-    return torch.from_numpy(table).view(len(captions), sentences, -1)
+    table[np.arange(lengths.max()) < lengths[:, None]] = np.fromiter(
+        chain.from_iterable(rows), dtype=np.int64, count=lengths.sum()
+    )
+    return torch.from_numpy(table).view(len(words), sentences, -1)
