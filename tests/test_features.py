@@ -1,5 +1,9 @@
 """Frozen features: computed once, kept whole, and trained on by methods that do not know it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +21,7 @@ from mmcl_core.methods import CLIP, FDT, GMC
 from mmcl_core.training import fit
 
 N = 13
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,34 @@ def test_a_stopped_call_is_taken_up(data, tmp_path) -> None:
     assert encode.asked == [2, 3]
     assert np.array_equal(features, get(data, Counting(False), tmp_path / "whole"))
     assert len(list(tmp_path.glob("means-*"))) == 1
+
+
+KILLED = """
+import os, sys
+from mmcl_core.data import CaptionFolder
+from mmcl_core.features import cached_features
+
+asked = 0
+
+def means(pictures):
+    global asked
+    asked += len(pictures)
+    if asked > 2 + 10:
+        os.kill(os.getpid(), 9)
+    return pictures.unflatten(2, (2, -1)).unflatten(4, (2, -1)).mean((3, 5)).flatten(1)
+
+data = CaptionFolder(sys.argv[1], size=16)
+cached_features(data, means, sys.argv[2], name="means", batch_size=5, progress=False)
+"""
+
+
+def test_a_killed_process_is_taken_up(root, data, tmp_path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(root), str(tmp_path)], cwd=ROOT)
+    assert done.returncode == -9
+    encode = Counting(False)
+    features = get(data, encode, tmp_path)
+    assert encode.asked == [2, 3]
+    assert np.allclose(features, get(data, Counting(False), tmp_path / "whole"), atol=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["note", "rows", "both"])

@@ -22,9 +22,9 @@ class Archive(NamedTuple):
 
 
 # Sizes and sums as in the list of TensorFlow Datasets (url_checksums/coco.txt); several public
-# projects that fetched the files by themselves have the same ones. The server has no certificate
-# for its own name, hence http: it is the sum that vouches for the content. For Flickr8k we found
-# MD5 sums alone, by which a file can be forged, and so there is no entry for it.
+# projects that fetched the files by themselves have the same ones. The address is http, as there:
+# it is the sum that vouches for the content. For the archives of Flickr8k we found only MD5 sums in
+# more than one place, and such a sum can be forged; so there is no entry for them.
 COCO_VAL2017 = (
     Archive(
         "http://images.cocodataset.org/zips/val2017.zip",
