@@ -5,6 +5,7 @@ Its answers are kept on disk, and a method trains on them in place of the pictur
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -187,7 +188,8 @@ class FeatureCaptions(Dataset[dict[str, Tensor]]):
 
     Attributes:
         data: the `CaptionFolder`; its captions, sentences and paths are here, too.
-        features: float `[N, D]` or `[N, P, D]`, one row for each picture.
+        features: as given, float `[N, D]` or `[N, P, D]`. They stay where they are, such as on disk:
+            a batch reads its rows, and `subset` remembers which rows are its own.
 
     Args:
         data: pictures and captions.
@@ -203,7 +205,11 @@ class FeatureCaptions(Dataset[dict[str, Tensor]]):
                 f"features: expected [{len(data)}, D] or [{len(data)}, N, D], one row for each "
                 f"picture, got {list(features.shape)}"
             )
-        self.data, self.features = data, features
+        self.features, self._rows = features, np.arange(len(data))
+        self._take(data)
+
+    def _take(self, data: CaptionFolder) -> None:
+        self.data = data
         self.sentences, self.tokenizer, self.paths = data.sentences, data.tokenizer, data.paths
 
     def __len__(self) -> int:
@@ -225,17 +231,20 @@ class FeatureCaptions(Dataset[dict[str, Tensor]]):
         index = torch.as_tensor(indices, dtype=torch.int64)
         if index.ndim != 1 or len(index) == 0:
             raise ShapeError(f"indices: expected shape [B], B at least 1, got {list(index.shape)}")
-        caption = self.sentences[index, 0]
+        caption, rows = self.sentences[index, 0], self._rows[index.numpy()]
         return {
-            "image": torch.from_numpy(np.array(self.features[index.numpy()], dtype=np.float32)),
+            "image": torch.from_numpy(np.array(self.features[rows], dtype=np.float32)),
             "caption": caption[:, : int((caption != 0).sum(1).max())],
             "index": index,
         }
 
     def subset(self, indices: Sequence[int] | Tensor) -> FeatureCaptions:
-        """The pictures `indices` in that order, numbered anew from 0; their features are copied."""
+        """The pictures `indices` in that order, numbered anew from 0."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        return FeatureCaptions(self.data.subset(index), self.features[index.numpy()])
+        part = copy.copy(self)
+        part._rows = self._rows[index.numpy()]
+        part._take(self.data.subset(index))
+        return part
 
 
 class FeatureEncoder(nn.Module):

@@ -207,6 +207,10 @@ def test_a_batch_has_the_captions_of_the_folder(data, tmp_path, tokens) -> None:
     assert torch.equal(part.__getitems__([0, 1])["image"], batch["image"])
     assert torch.equal(part.sentences, data.sentences[[4, 0]])
     assert part.paths == [data.paths[4], data.paths[0]]
+    assert part.features is both.features  # nothing is copied
+    again = part.subset([1])
+    assert torch.equal(again[0]["image"], batch["image"][1])
+    assert again.captions(0) == data.captions(0)
     with pytest.raises(IndexError):
         both[N]
     with pytest.raises(ShapeError):
