@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from mmcl_core import __main__ as program
 from mmcl_core.data import CaptionFolder, PictureFolder, ShapesCaptions
+from mmcl_core.data.drawing import VALUES
 from mmcl_core.errors import CheckpointError, DataError, MMCLError, ShapeError
 from mmcl_core.evaluation import embed_all
 from mmcl_core.experiments import search
@@ -127,14 +128,15 @@ def test_a_trained_run_finds_what_the_words_say(run, tmp_path) -> None:  # noqa:
     photos = draw_folder(tmp_path / "photos", n=64, objects=(1, 1))
     assert run("embed", tmp_path / "run", photos, "--out", tmp_path / "x.npz")[0] == 0
     scenes = ShapesCaptions(64, seed=3, size=24, detail=2, objects=(1, 1))
-    colours = {scenes.text(i).split()[1] for i in range(64)}
-    queries = [f"a {colour} star" for colour in sorted(colours)]
-    said = run("search", tmp_path / "x.npz", *queries, "--top", 3, "--json")[1]
+    colours = VALUES["colour"]
+    queries = [f"a {colour} {shape}" for colour in colours for shape in VALUES["shape"]]
+    said = run("search", tmp_path / "x.npz", *queries, "--top", 1, "--json")[1]
     hits = [
-        query["words"].split()[1] in scenes.text(int(Path(found["name"]).stem))
+        colours[scenes.attributes["colour"][int(Path(found["name"]).stem), 0]] in query["words"]
         for query in json.loads(said)["queries"]
         for found in query["found"]
     ]
+    assert len(hits) == 36
     assert sum(hits) / len(hits) > 0.6  # by chance, one of six
 
 
