@@ -188,7 +188,7 @@ class FeatureCaptions(Dataset[dict[str, Tensor]]):
 
     Attributes:
         data: the `CaptionFolder`; its captions, sentences and paths are here, too.
-        features: as given, float `[N, D]` or `[N, P, D]`. They stay where they are, such as on disk:
+        features: as given, float `[N, D]` or `[N, P, D]`. They stay where they are, on disk or not;
             a batch reads its rows, and `subset` remembers which rows are its own.
 
     Args:
