@@ -169,6 +169,9 @@ def test_where_links_are_not_allowed(mine, monkeypatch) -> None:
         raise OSError("a privilege is not held")
 
     monkeypatch.setattr("pathlib.Path.symlink_to", refuse)
+    root = link_folder(mine.parent / "hard", pictures=mine, table=table(mine, ROWS))
+    assert (root / "Images" / "a.png").samefile(mine / "a.png")
+    monkeypatch.setattr("os.link", refuse)
     with pytest.raises(DataError, match=r"links cannot be made here .* copy the pictures"):
         link_folder(mine.parent / "root", pictures=mine, table=table(mine, ROWS))
     assert not (mine.parent / "root").exists()

@@ -148,7 +148,7 @@ def link_folder(
         (part / "Images").mkdir()
         for flat in dict.fromkeys(name for name, _ in rows):
             try:
-                (part / "Images" / flat).symlink_to(files[flat])
+                _link(part / "Images" / flat, files[flat])
             except OSError as error:
                 raise DataError(
                     f"{root}: links cannot be made here ({error}); choose a folder on another "
@@ -156,6 +156,14 @@ def link_folder(
                 ) from error
         _write_table(part / "captions.txt", rows)
     return root
+
+
+def _link(place: Path, file: Path) -> None:
+    """A link to a file; raises OSError where none can be made."""
+    try:
+        place.symlink_to(file)
+    except OSError:  # on Windows, these need a right that few people have
+        os.link(file, place)
 
 
 def _read_table(
