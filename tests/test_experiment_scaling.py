@@ -9,7 +9,8 @@ from mmcl_core.experiments import growth, scaling, scaling_worker
 from mmcl_core.experiments.growth import Size
 
 
-def test_alone_all_ways_are_right() -> None:
+def test_alone_all_ways_are_right(monkeypatch) -> None:
+    monkeypatch.setattr(scaling_worker, "STEPS_TO_LEARN", 1)
     found = scaling_worker.measure(0, 32)
     for name, value in found.items():
         if name.startswith("error"):
