@@ -197,8 +197,10 @@ def bars(
         )
     for name, levels in (steps or {}).items():
         edges = (at - 0.46, at + 0.46)
-        dashes = "dotted" if baselines else "dashed"
-        axis.hlines(_array(levels), *edges, color=INK, linestyles=dashes, label=name)
+        axis.hlines(
+            _array(levels), *edges, color=INK, label=name,
+            linestyles="dotted" if baselines else "dashed",
+        )  # fmt: skip
     if errors:  # room for the labels beyond the bounds
         axis.margins(y=0.1)
         plt.rcParams["axes.titlepad"] = 14  # in the house style only, as all of this function
