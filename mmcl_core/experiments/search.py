@@ -1,12 +1,11 @@
 """Finding pictures by words: with a trained run, any folder of pictures becomes an index.
 
 What `python -m mmcl_core embed` and `search` do, in Python:
-
     from mmcl_core.data import PictureFolder
     from mmcl_core.evaluation import embed_all
     from mmcl_core.experiments.search import load_run
 
-    run = load_run("runs/clip")                                # what `train` left there
+    run = load_run("runs/clip")                                # the --out of train
     pictures = PictureFolder("photos", size=run.size)
     image = embed_all(run.method, pictures, ("image",))        # [N, D], unit vectors
     words = run.tokenizer.encode_batch(["a red star"])
