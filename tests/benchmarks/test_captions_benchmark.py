@@ -1,8 +1,8 @@
 """A folder as large as Flickr8k: its index, and how fast its pictures are decoded.
 
 Not part of the default test run. Times are printed, never asserted. See `measure`. The pictures are
-made here: 1/f noise with edges, as large as those of Flickr8k in pixels (500 x 375) and in bytes
-(about 130 kB). 256 of them are distinct; for the index, the others are links to them.
+made here: 1/f noise with edges, of 500 x 375 pixels as those of Flickr8k are, and of about 120 kB at
+quality 90. 256 of them are distinct; for the index, the others are links to them.
 
     python -m pytest tests/benchmarks/test_captions_benchmark.py -s
 """
