@@ -1,7 +1,7 @@
 """A folder as large as Flickr8k: its index, and how fast its pictures are decoded.
 
 Not part of the default test run. Times are printed, never asserted. See `measure`. The pictures are
-made here: 1/f noise with edges, of 500 x 375 pixels as those of Flickr8k are, and of about 120 kB at
+made here: 1/f noise with edges, of 500 x 375 pixels as those of Flickr8k are, of about 120 kB at
 quality 90. 256 of them are distinct; for the index, the others are links to them.
 
     python -m pytest tests/benchmarks/test_captions_benchmark.py -s
