@@ -21,7 +21,7 @@ WIDTHS = [360, 768, 1440, 1920]  # pixels: a phone, a tablet, two screens
 # at 95 kB, Chromium shows it after 1.6 s.
 BEFORE_TEXT = 120_000  # bytes, compressed as GitHub Pages sends them
 CODE = "book/foundations/laboratory"  # a page with every kind of code
-METHODS = ["CLIP", "MoCo", "MCT", "FDT", "GMC", "LateFusion"]
+METHODS = ["CLIP", "SigLIP", "MoCo", "MCT", "FDT", "GMC", "LateFusion", "MVAE"]
 VIEWS = "script[type='application/vnd.jupyter.widget-view+json']"
 
 pytestmark = pytest.mark.browser
