@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from mmcl_core.figures.style import (
     DASHES,
@@ -66,7 +66,7 @@ def curves(
             (baselines or {})[name], color=GREY, linestyle=dashes, linewidth=1.4, label=name
         )
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
-    _whole_ticks(axis, x)
+    _plain_ticks(axis, x)
     if ylim is not None:
         axis.set_ylim(*ylim)
     if len(series) + len(baselines or {}) > 1:
@@ -110,7 +110,7 @@ def curve_panels(
         if baselines is not None and measure in baselines:
             axis.axhline(baselines[measure], color=GREY, linestyle="--", linewidth=1.4)
         axis.set(title=measure, xlabel=xlabel, xscale=xscale)
-        _whole_ticks(axis, x)
+        _plain_ticks(axis, x)
     _legend_below(figure, list(marks.values()), list(marks))
     _headline(figure, title)
     return figure
@@ -140,11 +140,22 @@ def _draw_lines(
         )  # fmt: skip
 
 
-def _whole_ticks(axis: Axes, x: Array) -> None:
-    """No epoch 2.5: whole numbers along a linear x get whole ticks."""
+def _plain_ticks(axis: Axes, x: Array) -> None:
+    """No epoch 2.5, and 512 tokens rather than powers of ten: along a logarithmic x, ticks stand
+    at the values that were measured.
+    """
     at = _array(x)
-    if axis.get_xscale() == "linear" and np.array_equal(at, np.round(at)):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if axis.get_xscale() == "linear":
+        if np.array_equal(at, np.round(at)):
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    elif len(at) <= 9 and (at > 0).all():
+        axis.set_xticks(at, [f"{value:,.6g}" for value in at])
+        axis.xaxis.set_minor_locator(NullLocator())
+    if axis.get_yscale() == "log":
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 @house_style
