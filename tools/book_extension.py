@@ -99,7 +99,8 @@ def execute_chapters(app: Sphinx, env: BuildEnvironment, docnames: list[str]) ->
                 todo[path] = notebook
 
     def execute(path: Path) -> Any:
-        print(f"  executing {path.relative_to(ROOT).with_suffix('').as_posix()}", flush=True)
+        name = path.relative_to(ROOT).with_suffix("").as_posix()
+        print(f"  executing {name}\n", end="", flush=True)  # in one go: there are several threads
         return single_nb_execution(
             todo[path],
             cwd=str(path.parent),
