@@ -25,8 +25,8 @@ class FDTGMC(FDT):
     The joint observation is grounded from the patches and the words together: an entry of the
     codebook scores as high as the best of them all. It needs no network of its own.
 
-    Args: those of `FDT`; `loss_temperature` is that of GMC's loss, which is learned unless
-    `learn_temperature` is False.
+    The arguments are those of `FDT`; `loss_temperature` is that of GMC's loss, which is learned
+    unless `learn_temperature` is False.
     """
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

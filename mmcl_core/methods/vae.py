@@ -313,7 +313,7 @@ class MVAE(MultimodalVAE):
         what the hidden vector means to both.
 
         Returns:
-            "total", and of the ELBO of both, in nats a sample: "image" and "caption" (log p(x | z),
+            "total"; and of the ELBO of both, in nats a sample, "image" and "caption" (log p(x | z),
             no weights) and "kl".
 
         Raises:
@@ -354,7 +354,7 @@ class MMVAE(MultimodalVAE):
         the density of the mixture itself, and than IWAE, which the paper prefers.
 
         Returns:
-            "total", and means over the experts, in nats a sample: "image" and "caption"
+            "total"; and means over the experts, in nats a sample, "image" and "caption"
             (log p(x | z), no weights) and "kl".
 
         Raises:
