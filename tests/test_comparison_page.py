@@ -66,7 +66,7 @@ def test_weights_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(page, "problems", places)
     monkeypatch.setitem(page, "places", places.get)
     check, only = page["check_weights"], {"find": {"find": 2}, "point": {"point": 1}}
-    assert check(page["weights"]) == "FDT: not answered yet"
+    assert check(page["weights"]) == "not answered yet"
     assert check(lambda: {"FDT": only["point"], "CLIP": only["find"]}) == "right"
     assert page["ranking"]({"find": 1, "point": 1}) == ["FDT", "CLIP", "GMC"]
     assert check(lambda: {"FDT": only["find"]}) == (
