@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
@@ -64,23 +64,33 @@ def unpack(
         raise MMCLError(
             f"most_bytes and most_files: expected at least 1, got {most_bytes} and {most_files}"
         )
-    if folder.exists() or folder.is_symlink():
-        raise DataError(f"{folder}: expected a new folder, but it is there")
-    part = folder.with_name(f".{folder.name}.part")
+    with new_folder(folder) as part:
+        try:
+            _unpack_into(archive, part, most_bytes, most_files, PurePosixPath(inside))
+        except DataError:
+            raise
+        except _UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise DataError(f"{folder}: cannot be written ({error})") from error
+            raise DataError(
+                f"{archive}: expected a whole zip or tar archive, got {error}"
+            ) from error
+    return folder
+
+
+@contextmanager
+def new_folder(root: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when all went well."""
+    if root.exists() or root.is_symlink():
+        raise DataError(f"{root}: expected a new folder, but it is there")
+    part = root.with_name(f".{root.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of a call that was stopped
     part.mkdir(parents=True)
     try:
-        _unpack_into(archive, part, most_bytes, most_files, PurePosixPath(inside))
-        os.rename(part, folder)
-    except DataError:
-        raise
-    except _UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise DataError(f"{folder}: cannot be written ({error})") from error
-        raise DataError(f"{archive}: expected a whole zip or tar archive, got {error}") from error
+        yield part
+        os.rename(part, root)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return folder
 
 
 # RuntimeError: a password; NotImplementedError: an unknown compression.

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +14,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from mmcl_core.data.archives import new_folder
 from mmcl_core.data.shapes import ShapesCaptions
 from mmcl_core.data.tokenizer import split_words
 from mmcl_core.errors import DataError, MMCLError
@@ -63,7 +62,7 @@ def draw_folder(
         list(dict.fromkeys(scenes.text(i, s) for s in range(scenes.sentences.shape[1])))
         for i in range(n)
     ]
-    with _new_folder(Path(root)) as part:
+    with new_folder(Path(root)) as part:
         pictures = part / ("Images" if layout == "flickr" else "drawn")
         pictures.mkdir()
         for i, (name, pixels) in enumerate(zip(names, scenes.images, strict=True)):
@@ -144,7 +143,7 @@ def link_folder(
         warnings.warn(f"link_folder left {len(problems)} rows out: {told}", stacklevel=2)
     if not rows:
         raise DataError(f"{table}: expected rows with a picture and a caption, got none")
-    with _new_folder(root) as part:
+    with new_folder(root) as part:
         (part / "Images").mkdir()
         for flat in dict.fromkeys(name for name, _ in rows):
             try:
@@ -207,21 +206,6 @@ def _read_table(
             yield line, row[at].strip(), " ".join(row[said].split())
     except csv.Error as error:
         raise DataError(f"{table}, line {reader.line_num + 1}: malformed CSV ({error})") from error
-
-
-@contextmanager
-def _new_folder(root: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when all went well."""
-    if root.exists() or root.is_symlink():
-        raise DataError(f"{root}: expected a new folder, but it is there")
-    part = root.with_name(f".{root.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a call that was stopped
-    part.mkdir(parents=True)
-    try:
-        yield part
-        os.rename(part, root)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _save(pixels: torch.Tensor, path: Path, quality: int, *, sideways: bool) -> None:

@@ -80,7 +80,7 @@ def alignment(x: Tensor, y: Tensor) -> float:
 def uniformity(x: Tensor, t: float = 2.0) -> float:
     """`log mean exp(-t ||x_i - x_j||^2)` over all pairs i != j; lower is more uniform.
 
-    At most 0 (all one point); above `-4t`, the value of two opposite points. Wang & Isola,
+    At most 0 (all one point); at least `-4t`, the value of two opposite points. Wang & Isola,
     ICML 2020.
 
     Args:
