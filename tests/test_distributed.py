@@ -34,6 +34,7 @@ from mmcl_core.distributed import (
     own_device,
     own_rows,
     rank,
+    wait,
     world_size,
 )
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder, TagEncoder
@@ -557,11 +558,18 @@ def failing(folder: Path) -> dict[str, Any]:
     def fail(total: Tensor) -> Tensor:
         raise Stop("of process 1")
 
+    def indivisible() -> dict[str, Any]:
+        # Refused at once: who is first must not leave while the other still connects.
+        with joined():
+            wait(torch.device("cpu"))
+            found = train(weighted(), batch_size=5)
+        return found | {"in a group": torch.distributed.is_initialized()}
+
     return {
         "infinite": in_step_3(lambda total: total * torch.inf),
         "gradient": in_step_3(lambda total: total + (0 * total).sqrt()),
         "raised": in_step_3(fail),
-        "indivisible": train(weighted(), batch_size=5),
+        "indivisible": indivisible(),
     }
 
 
