@@ -140,15 +140,7 @@ def _train_options(commands: Any) -> None:
         help="go on with the run in --out as if it had never stopped (all other arguments may be "
         "left out); begin it if there is none. Default: stop if there is one.",
     )
-    bar = group.add_mutually_exclusive_group()
-    bar.add_argument(
-        "--quiet", action="store_true", help="print the last line only; default: what goes on."
-    )
-    bar.add_argument(
-        "--progress",
-        action="store_true",
-        help="show the bar in log files, too; default: on a terminal only.",
-    )
+    _bar_options(group)
 
 
 def _evaluate_options(commands: Any) -> None:
@@ -227,15 +219,7 @@ def _embed_options(commands: Any) -> None:
         help="pictures embedded at once; default 256.",
     )
     _device_option(add)
-    bar = parser.add_mutually_exclusive_group()
-    bar.add_argument(
-        "--quiet", action="store_true", help="print the last line only; default: what goes on."
-    )
-    bar.add_argument(
-        "--progress",
-        action="store_true",
-        help="show the bar in log files, too; default: on a terminal only.",
-    )
+    _bar_options(parser)
 
 
 def _search_options(commands: Any) -> None:
@@ -307,6 +291,18 @@ def _experiment_options(commands: Any) -> None:
         help="run all again; default: only what FILE and FILE.partial do not have.",
     )
     add("--quiet", action="store_true", help="print the last line only; default: one a run.")
+
+
+def _bar_options(group: Any) -> None:
+    bar = group.add_mutually_exclusive_group()
+    bar.add_argument(
+        "--quiet", action="store_true", help="print the last line only; default: what goes on."
+    )
+    bar.add_argument(
+        "--progress",
+        action="store_true",
+        help="show the bar in log files, too; default: on a terminal only.",
+    )
 
 
 def _device_option(add: Callable[..., object]) -> None:
