@@ -1,9 +1,7 @@
 """Multimodal contrastive learning: the library under the book *Closing the Gap*.
 
-Floors, from below: `data`; `encoders`, `losses`, `sparsemax`, `distributed`; `grounding`;
-`methods`; `checkpoints`; `training`, `evaluation`; `figures`, `widgets`, `claims`, `experiments`;
-`__main__`. A file imports only from floors below its own.
-`import mmcl_core` alone loads none of them, so it costs nothing and pulls in no plotting library.
+What stands on which floor: `[tool.importlinter]` in `pyproject.toml`. What makes the pages of the
+book is another package, `mmcl_book`. `import mmcl_core` alone loads nothing, so it costs nothing.
 """
 
 __version__ = "0.1.0"

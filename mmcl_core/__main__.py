@@ -1,4 +1,4 @@
-"""Train a method, measure it, search with it, make records: `python -m mmcl_core --help`.
+"""Train a method, measure it, search with it: `python -m mmcl_core --help`.
 
 Under `torchrun`, `train` and `evaluate` with several processes that train as one.
 """
@@ -19,13 +19,8 @@ from torch import nn
 from tqdm import tqdm
 
 from mmcl_core.checkpoints import load_checkpoint
-from mmcl_core.data import PictureFolder
-from mmcl_core.distributed import joined, own_device, rank, wait, world_size
-from mmcl_core.errors import CheckpointError, MMCLError
-from mmcl_core.experiments import measures
-from mmcl_core.experiments.options import PAIRS, PROGRAM, SEED, parser
-from mmcl_core.experiments.recording import make_record
-from mmcl_core.experiments.runs import (
+from mmcl_core.cli.options import PAIRS, PROGRAM, SEED, parser
+from mmcl_core.cli.runs import (
     ALWAYS,
     DATA_SEED,
     OF_A_FOLDER,
@@ -35,7 +30,7 @@ from mmcl_core.experiments.runs import (
     read_run,
     recorded,
 )
-from mmcl_core.experiments.search import (
+from mmcl_core.cli.search import (
     PictureIndex,
     TrainedRun,
     embed_folder,
@@ -45,7 +40,11 @@ from mmcl_core.experiments.search import (
     nearest,
     unknown_words,
 )
-from mmcl_core.experiments.tables import TABLES, print_table
+from mmcl_core.cli.tables import TABLES, print_table
+from mmcl_core.data import PictureFolder
+from mmcl_core.distributed import joined, own_device, rank, wait, world_size
+from mmcl_core.errors import CheckpointError, MMCLError
+from mmcl_core.evaluation import summary as measures
 from mmcl_core.training import fit
 
 
@@ -400,34 +399,11 @@ def _shown(name: str) -> str:
     return os.fsencode(name).decode(errors="replace")
 
 
-# --- experiment -----------------------------------------------------------------------------------
-
-
-def experiment(args: argparse.Namespace) -> int:
-    """Runs an experiment with several seeds, and writes the record of it."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise MMCLError("experiment runs in one process: start it without torchrun")
-    say = (lambda _: None) if args.quiet else _say
-    try:
-        record = make_record(args.name, args.seeds, args.out, say, fresh=args.fresh)
-    except KeyboardInterrupt:
-        _say(
-            "stopped; the same command"
-            f"{', without --fresh,' if args.fresh else ''} goes on where it was: what is finished "
-            f"stands in {args.out}.partial"
-        )
-        return 130
-    runs = record.provenance()["runs"]
-    print(f"{args.name}: {runs}: {args.out}")
-    return 0
-
-
 COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "embed": embed,
     "search": search,
-    "experiment": experiment,
 }
 
 if __name__ == "__main__":

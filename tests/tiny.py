@@ -4,8 +4,8 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcl_book.experiments import missing, moco, small, structure
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.experiments import missing, moco, small, structure
 from mmcl_core.training import fit
 
 SCENES, BAGS, EPOCHS = 64, 20, 2

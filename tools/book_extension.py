@@ -43,6 +43,7 @@ def library_hash(root: Path = ROOT) -> str:
     files = [
         root / "requirements.txt",
         *sorted((root / "mmcl_core").rglob("*.py")),
+        *sorted((root / "mmcl_book").rglob("*.py")),
         *sorted((root / "book" / "records").rglob("*.json")),
     ]
     digest = hashlib.sha256()

@@ -36,13 +36,14 @@ def run(*command: str, **variables: str) -> bool:
 
 
 def lint() -> bool:
-    """Style, form and types. All three run, so that one round of corrections is enough."""
+    """Style, form, types and floors. All run, so that one round of corrections is enough."""
     ruff = [PYTHON, "-m", "ruff"]
     return all(
         [
             run(*ruff, "check", "."),
             run(*ruff, "format", "--check", "."),
-            run(PYTHON, "-m", "mypy", "mmcl_core"),
+            run(PYTHON, "-m", "mypy"),
+            run(str(Path(PYTHON).with_name("lint-imports"))),
         ]
     )
 

@@ -37,7 +37,7 @@ MOVE_A_WIDGET = """\
 import ipywidgets
 import matplotlib.pyplot as plt
 import mmcl_core
-from mmcl_core.widgets import scrub
+from mmcl_book.widgets import scrub
 
 def draw(height):
     figure, axes = plt.subplots()
@@ -192,7 +192,8 @@ def redirect(folder: Path) -> dict[str, str]:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "mmcl_core", folder / "mmcl_core", ignore=ignore)
+    for package in ("mmcl_core", "mmcl_book"):
+        shutil.copytree(ROOT / package, folder / package, ignore=ignore)
     for arguments in (
         ["init", "--quiet"],
         ["add", "--all"],

@@ -34,7 +34,7 @@ FETCH = """\
 
 
 # Fetches recorded results where they are missing.
-from mmcl_core.experiments.records import fetch_record
+from mmcl_book.records import fetch_record
 """
 READ_RECORD = re.compile(r"""\bread_record\(\s*(?:(["'])(?P<name>[^"']+)\1)?""")
 

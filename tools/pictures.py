@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.patches import Circle
 
-from mmcl_core import figures
+from mmcl_book import figures
 from mmcl_core.data import ShapesCaptions
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmcl_core.experiments.recording import EXPERIMENTS
+from mmcl_book.records.making import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = range(5)
@@ -20,7 +20,7 @@ SEEDS = range(5)
 def command(name: str) -> list[str]:
     """What makes one record; run in the root."""
     options = ["--seeds", *map(str, SEEDS), "--out", f"book/records/{name}.json"]
-    return [sys.executable, "-m", "mmcl_core", "experiment", name, *options]
+    return [sys.executable, "-m", "mmcl_book", "record", name, *options]
 
 
 def main(names: list[str]) -> int:

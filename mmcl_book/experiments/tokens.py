@@ -1,0 +1,202 @@
+"""What the tokens of an FDT mean: which patches and which words call them, and what is there.
+
+A token is *called* by a picture or a caption that gives it a weight. The caller is the patch, or
+the word, that scores highest for it: the maximum over patches or words took that one.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from mmcl_book.experiments import structure
+from mmcl_core.data import ShapesCaptions
+from mmcl_core.data.drawing import VALUES
+from mmcl_core.data.shapes import SYNONYMS
+from mmcl_core.encoders import ImageEncoder
+from mmcl_core.methods import FDT
+from mmcl_core.sparsemax import sparsemax
+
+Batch = dict[str, Tensor]
+
+OFTEN = 20  # calls from which on a token is judged
+
+
+class Calls(NamedTuple):
+    """Every call of a token by a sample."""
+
+    token: Tensor  # int64 [K]
+    sample: Tensor  # int64 [K]
+    place: Tensor  # int64 [K], the patch or the word of the sample
+    weight: Tensor  # float [K], of the token in the sample, above 0
+
+    def of(self, token: int) -> "Calls":
+        """Those of one token, the largest weight first."""
+        rows = (self.token == token).nonzero().flatten()
+        return Calls(*(each[rows[self.weight[rows].argsort(descending=True)]] for each in self))
+
+
+@torch.no_grad()
+def calls(method: FDT, data: ShapesCaptions, name: str) -> Calls:
+    """All calls by the pictures (`name` "image") or by the first sentences ("caption")."""
+    method.eval()
+    silent = 0.0 if method.heads[name].padding == "zero" else -torch.inf
+    found = []
+    for rows in torch.arange(len(data)).split(250):
+        scores, weights, mask = method.token_attention(
+            {name: data.__getitems__(rows)[name]}
+        )[name]  # fmt: skip
+        caller = scores.masked_fill(~mask[:, :, None], silent).argmax(1)  # [B, C]
+        sample, token = weights.nonzero(as_tuple=True)
+        found.append((token, rows[sample], caller[sample, token], weights[sample, token]))
+    return Calls(*map(torch.cat, zip(*found, strict=True)))
+
+
+def under(data: ShapesCaptions, called: Calls) -> dict[str, Tensor]:
+    """What lies under each calling patch: attribute -> int64 [K], -1 for background.
+
+    The object is the one that covers most of the patch.
+    """
+    n, side = len(data), data.size // ImageEncoder.patch
+    cells = data.masks(range(n)).unflatten(3, (side, -1)).unflatten(2, (side, -1))
+    most, slot = cells.sum((3, 5)).flatten(2).max(1)  # [N, P]
+    sample, place = called.sample, called.place
+    there = most[sample, place] > 0
+    return {
+        name: values[sample, slot[sample, place]].where(there, -1)
+        for name, values in data.attributes.items()
+    }
+
+
+class Purity(NamedTuple):
+    """How far the calls of each token agree."""
+
+    token: Tensor  # int64 [T], those with at least `OFTEN` calls on an object
+    share: dict[str, Tensor]  # attribute -> [T]: share of the commonest value
+    above: dict[str, Tensor]  # attribute -> [T]: 0 as in all calls, 1 where all agree
+
+    @property
+    def best(self) -> Tensor:
+        """[T]: `above` in the attribute in which the calls agree most."""
+        return torch.stack(list(self.above.values())).amax(0)
+
+
+def purity(token: Tensor, values: Mapping[str, Tensor]) -> Purity:
+    """Whether what lies under the calls of a token is always the same.
+
+    The share of the commonest value says little by itself: with four positions it is larger by
+    chance than with six shapes. So `above` is (share - base) / (1 - base), where base is the share
+    of the commonest value among the calls of all tokens.
+
+    Args:
+        token: int64 [K], of each call.
+        values: attribute -> int64 [K]; calls with -1 are left out.
+    """
+    counts = {name: _counts(token, of, len(VALUES[name])) for name, of in values.items()}
+    judged = next(iter(counts.values())).sum(1) >= OFTEN
+    share, above = {}, {}
+    for name, count in counts.items():
+        base = count.sum(0).max() / count.sum().clamp(min=1)
+        share[name] = count[judged].amax(1) / count[judged].sum(1)
+        above[name] = (share[name] - base) / (1 - base)
+    return Purity(judged.nonzero().flatten(), share, above)
+
+
+def shuffled(values: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """The objects under the calls, exchanged among the calls; background stays where it is."""
+    rows = (next(iter(values.values())) >= 0).nonzero().flatten()
+    order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+    return {name: of.index_copy(0, rows, of[order]) for name, of in values.items()}
+
+
+def meanings(data: ShapesCaptions) -> dict[int, tuple[str, str]]:
+    """Word number -> the attribute and the plain word: those of "crimson" are colour and "red".
+
+    "top" and "left" are words for a position each. Words that name nothing are not there.
+    """
+    found = {}
+    for name, values in VALUES.items():
+        for plain in dict.fromkeys(word for value in values for word in value.split()):
+            for word in (plain, SYNONYMS.get(plain, plain)):
+                found[data.tokenizer.encode(word)[1]] = (name, plain)
+    return found
+
+
+class Agreement(NamedTuple):
+    """Whether the patches that call a token lie on what the words that call it name."""
+
+    token: Tensor  # int64 [T], those with `OFTEN` calls on objects whose words mostly name a value
+    word: list[str]  # that value
+    share: Tensor  # [T], of the calls by patches that lie on that value
+    base: Tensor  # [T], the same of the calls of all tokens
+
+
+def agreement(
+    data: ShapesCaptions, patches: Calls, values: Mapping[str, Tensor], words: Calls
+) -> Agreement:
+    """Compares the patches that call a token with its commonest word; synonyms are one word.
+
+    Tokens that are called most by a word that names nothing are left out.
+
+    Args:
+        data: the scenes of both kinds of calls.
+        patches: calls by pictures; `values` is what lies under them.
+        words: calls by captions.
+    """
+    known = meanings(data)
+    plain = [("", ""), *dict.fromkeys(known.values())]
+    number = torch.zeros(len(data.tokenizer), dtype=torch.int64)
+    for i, meaning in known.items():
+        number[i] = plain.index(meaning)
+    said = number[data.sentences[words.sample, 0, words.place]]
+    size = int(max(patches.token.max(), words.token.max())) + 1
+    top = _counts(words.token, said, len(plain), size).max(1)
+    on_object = next(iter(values.values())) >= 0
+    often = patches.token[on_object].bincount(minlength=size) >= OFTEN
+    rows = (often & (top.values > 0) & (top.indices > 0)).nonzero().flatten()
+    share, base = [], []
+    for token in rows:
+        attribute, word = plain[int(top.indices[token])]
+        named = torch.tensor([word in value.split() for value in VALUES[attribute]])
+        on_it = named[values[attribute][on_object]].double()
+        share.append(on_it[patches.token[on_object] == token].mean())
+        base.append(on_it.mean())
+    names = [plain[int(top.indices[token])][1] for token in rows]
+    return Agreement(
+        rows, names, *(torch.stack(of) if of else torch.empty(0) for of in (share, base))
+    )
+
+
+class Spoken(nn.Module):
+    """An FDT whose patches and words are vectors over the tokens, so that they can be compared.
+
+    A patch is its scores [C]; a word is the sparsemax of its own. Their inner product is the mean
+    score of the patch for the tokens that the word asks for.
+    """
+
+    def __init__(self, method: FDT) -> None:
+        super().__init__()
+        self.method = method
+
+    def embed_tokens(self, batch: Batch, modality: str) -> tuple[Tensor, Tensor]:
+        """Vectors [B, N, C] of each patch or word, and the mask [B, N]."""
+        scores, _, mask = self.method.token_attention({modality: batch[modality]})[modality]
+        return (scores if modality == "image" else sparsemax(scores)), mask
+
+
+def token_maps(
+    method: FDT, data: ShapesCaptions, attribute: str
+) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """Where the tokens of each word for an attribute are found in its picture.
+
+    Returns as `structure.word_maps`, with `Spoken` vectors.
+    """
+    return structure.word_maps(cast(Any, Spoken(method)), data, attribute)
+
+
+def _counts(token: Tensor, value: Tensor, kinds: int, size: int = 0) -> Tensor:
+    """Calls of each token with each value: float64 [C, kinds]; values below 0 do not count."""
+    token, value = token[value >= 0], value[value >= 0]
+    size = max(size, int(token.max()) + 1 if len(token) else 0)
+    return (token * kinds + value).bincount(minlength=size * kinds).view(size, kinds).double()

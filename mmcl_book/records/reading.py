@@ -1,0 +1,262 @@
+"""Results of an experiment over many seeds, and what they were made with: `book/records/*.json`.
+
+A page reads numbers from a record, and checks that its own live run agrees with it:
+
+    record = read_record("gap")
+    record.interval("temperature 0.07", "gap")  # mean and 95 % confidence interval
+    record.check_live("temperature 0.07", gap.run(0, **record.conditions["temperature 0.07"]))
+
+`python -m mmcl_book record` makes records (`making.py`).
+"""
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+from urllib.request import urlopen
+
+from mmcl_core.cli.runs import write_whole
+from mmcl_core.errors import MMCLError, RecordError
+
+# How far a live value may lie from the recorded ones whatever their spread: an accuracy that was
+# the same in all seeds may still differ by some pictures on another machine.
+ALWAYS_ALLOWED = 0.01
+
+
+class Interval(NamedTuple):
+    """A mean, and the interval around it."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean and its 95 % confidence interval, by Student's t with n - 1 degrees of freedom.
+
+    Raises:
+        MMCLError: there are fewer than two values, or one is not finite.
+    """
+    half = _quantile(values, 0.95) * stdev(values) / math.sqrt(len(values))
+    return Interval(mean(values), mean(values) - half, mean(values) + half)
+
+
+def next_run(values: Sequence[float]) -> Interval:
+    """The mean, and the interval that one more run falls into with a probability of 99.9 %.
+
+    Student's t times s * sqrt(1 + 1/n), and `ALWAYS_ALLOWED`.
+
+    Raises:
+        MMCLError: there are fewer than two values, or one is not finite.
+    """
+    half = _quantile(values, 0.999) * stdev(values) * math.sqrt(1 + 1 / len(values))
+    half += ALWAYS_ALLOWED + 1e-5 * abs(mean(values))  # records have six digits
+    return Interval(mean(values), mean(values) - half, mean(values) + half)
+
+
+def _quantile(values: Sequence[float], level: float) -> float:
+    """Of Student's t: so many standard errors to both sides hold that share of it."""
+    from scipy.special import stdtrit
+
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        raise MMCLError(f"an interval needs at least 2 values, all finite; got {list(values)}")
+    return float(stdtrit(len(values) - 1, (1 + level) / 2))
+
+
+@dataclass(frozen=True, repr=False)
+class Record:
+    """What an experiment gave, for each of its conditions and each seed."""
+
+    experiment: str
+    command: str
+    made: dict[str, Any]  # date, python, versions, machines, code (a fingerprint)
+    conditions: dict[str, dict[str, Any]]  # name: configuration
+    seeds: list[int]
+    results: dict[str, dict[int, dict[str, float]]]  # condition: seed: measure: value
+    seconds: dict[str, dict[int, float]]  # condition: seed: of that run
+
+    def measures(self, condition: str) -> list[str]:
+        """The names of what was measured.
+
+        Raises:
+            RecordError: there is no such condition.
+        """
+        if condition not in self.conditions:
+            raise RecordError(
+                f"the record of {self.experiment} has no condition {condition!r}; it has "
+                f"{', '.join(map(repr, self.conditions))}"
+            )
+        return list(self.results[condition][self.seeds[0]])
+
+    def values(self, condition: str, measure: str) -> list[float]:
+        """What was measured, in the order of the seeds.
+
+        Raises:
+            RecordError: there is no such condition or measure.
+        """
+        if measure not in (known := self.measures(condition)):
+            raise RecordError(
+                f"the record of {self.experiment}, {condition}, has no measure {measure!r}; it has "
+                f"{', '.join(map(repr, known))}"
+            )
+        return [self.results[condition][seed][measure] for seed in self.seeds]
+
+    def interval(self, condition: str, measure: str) -> Interval:
+        """The mean over the seeds, and its 95 % confidence interval.
+
+        Raises:
+            RecordError: there is no such condition or measure.
+            MMCLError: there is one seed only.
+        """
+        return interval(self.values(condition, measure))
+
+    def check_live(
+        self,
+        condition: str,
+        measured: Mapping[str, float],
+        *,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """Checks that one more run agrees with the recorded ones.
+
+        Each value must lie where a further run does with a probability of 99.9 % (`next_run`). A
+        page checks tens of numbers, so that with 95 % every page would fail. On the machine of the
+        record the live run is one of the recorded ones, and always passes; on another one, with
+        other rounding, it is as good as a further seed.
+
+        Args:
+            condition: that of the live run.
+            measured: what the live run returned.
+            names: the measures to check; None checks all in `measured`.
+
+        Raises:
+            RecordError: a value lies outside; or the record has no such condition or measure.
+        """
+        outside = []
+        for name in measured if names is None else names:
+            if name not in measured:
+                raise RecordError(f"the live run has no measure {name!r}; it has {list(measured)}")
+            of = next_run(self.values(condition, name))
+            if not of.low <= measured[name] <= of.high:
+                outside.append(f"{name} {measured[name]:.6g}, not in {of.low:.6g} to {of.high:.6g}")
+        if outside:
+            raise RecordError(
+                f"{self.experiment}, {condition}: the live run disagrees with the record in "
+                f"{'; '.join(outside)}. The record is stale, or this machine computes something "
+                f"else: `make records`, or {self.command}"
+            )
+
+    def missing(self) -> list[tuple[str, int]]:
+        """The runs that are not there, as condition and seed; all of the first seed come first."""
+        return [(c, s) for s in self.seeds for c in self.conditions if s not in self.results[c]]
+
+    def provenance(self) -> dict[str, str]:
+        """Where the numbers come from, in words."""
+        seconds = [value for of in self.seconds.values() for value in of.values()]
+        versions = ("python", "mmcl_core", "torch", "numpy", "scikit-learn")
+        return {
+            "command": self.command,
+            "seeds": ", ".join(map(str, self.seeds)),
+            "runs": f"{len(seconds)}, of {len(self.conditions)} conditions; "
+            f"{sum(seconds) / 60:.1f} minutes in all",
+            "date": self.made["date"],
+            "versions": ", ".join(f"{name} {self.made[name]}" for name in versions),
+            "machine": "; ".join(self.made["machines"]),
+        }
+
+    def __repr__(self) -> str:
+        lines = (f"  {name:9}{value}" for name, value in self.provenance().items())
+        return "\n".join([f"Record of {self.experiment}", *lines])
+
+    def _repr_html_(self) -> str:
+        rows = (
+            f'<tr><th scope="row">{name}</th><td>{html.escape(value)}</td></tr>'
+            for name, value in self.provenance().items()
+        )
+        return f'<table class="record">{"".join(rows)}</table>'
+
+
+def read_record(name: str, start: Path | None = None) -> Record:
+    """Finds a record by its name, and reads it.
+
+    Args:
+        name: of the file, without `.json`.
+        start: where to look for `records/` and `book/records/`: there and in each folder above;
+            None is the working directory.
+
+    Raises:
+        RecordError: there is none, or it cannot be used.
+    """
+    path = _find(name, start)
+    if path is None:
+        raise RecordError(
+            f"found no records/{name}.json and no book/records/{name}.json in "
+            f"{start or Path.cwd()} or a folder above it; `make records` makes those of the book"
+        )
+    record = load_record(path)
+    if missing := record.missing():
+        raise RecordError(f"{path}: without {missing[0]} and so on; run `make records`")
+    return record
+
+
+def fetch_record(name: str, url: str) -> None:
+    """Downloads a record to `records/`, whole or not at all, unless `read_record` finds it already.
+
+    For a notebook that is alone, as in Colab.
+
+    Raises:
+        RecordError: it cannot be had from there, or is something else.
+    """
+    if _find(name):
+        return
+    path = Path("records", f"{name}.json")
+    try:
+        with urlopen(url, timeout=60) as answer:
+            text = answer.read().decode("utf-8")
+    except (OSError, HTTPException, UnicodeDecodeError) as error:
+        raise RecordError(f"{url}: cannot be fetched ({error}); put it into {path}") from error
+    _parse(text, url)
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, text)
+
+
+def load_record(path: Path) -> Record:
+    """Reads a record from a file; some runs may be missing.
+
+    Raises:
+        RecordError: the file holds something else.
+    """
+    try:
+        return _parse(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: expected text, found something else ({error})") from error
+
+
+def _find(name: str, start: Path | None = None) -> Path | None:
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        for path in (folder / "records" / f"{name}.json", folder / "book/records" / f"{name}.json"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _parse(text: str, source: str) -> Record:
+    try:
+        record = Record(**json.loads(text))
+        for condition in record.conditions:  # the keys of JSON are strings
+            of, seconds = record.results[condition], record.seconds[condition]
+            record.results[condition] = {int(seed): value for seed, value in of.items()}
+            record.seconds[condition] = {int(seed): value for seed, value in seconds.items()}
+        record.provenance()  # has what a page shows
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(
+            f"{source}: expected the record of an experiment, found something else ({error}). "
+            "Remove it, and run `make records`"
+        ) from error
+    return record

@@ -1,0 +1,1 @@
+"""The command line, `python -m mmcl_core`: what it offers, and what a run is."""

@@ -1,0 +1,308 @@
+"""The experiment about FDT: who calls a token, what lies there, and what is measured of it."""
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmcl_book.experiments import fdt, small, structure, tokens
+from mmcl_core.data import ShapesCaptions
+from mmcl_core.data.drawing import VALUES
+from mmcl_core.data.shapes import SYNONYMS
+from mmcl_core.evaluation import embed_all
+from mmcl_core.methods import FDT
+from mmcl_core.sparsemax import sparsemax
+from tests.tiny import EPOCHS, SCENES, Few, mean_recall, same_texts, shrink
+
+
+class Lab(NamedTuple):
+    method: FDT
+    data: ShapesCaptions
+
+
+@pytest.fixture(scope="module")
+def lab() -> Lab:
+    data = small.scenes(40, 5)
+    return Lab(fdt.new_fdt(data, 1, start=4.0, codebook=32).eval(), data)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    shrink(monkeypatch)
+    monkeypatch.setattr(fdt, "ShapesCaptions", Few)
+    monkeypatch.setattr(tokens, "OFTEN", 3)
+
+
+# --- who calls ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["image", "caption"])
+def test_calls_are_those_of_each_sample_by_itself(lab: Lab, name: str) -> None:
+    found = tokens.calls(lab.method, lab.data, name)
+    mine = {
+        (token, sample): (place, weight)
+        for token, sample, place, weight in zip(*(f.tolist() for f in found), strict=True)
+    }
+    expected = {}
+    for i in range(len(lab.data)):
+        with torch.no_grad():  # alone, a caption has no padding
+            scores, weights, _ = lab.method.token_attention(lab.data.__getitems__([i]))[name]
+        for token, weight in enumerate(weights[0].tolist()):
+            if weight > 0:
+                column = scores[0, :, token].tolist()
+                expected[token, i] = (column.index(max(column)), weight)
+    assert mine.keys() == expected.keys()
+    assert {k: place for k, (place, _) in mine.items()} == {k: p for k, (p, _) in expected.items()}
+    for key, (_, weight) in mine.items():
+        assert weight == pytest.approx(expected[key][1], abs=1e-4)
+
+
+def test_padding_calls_under_the_rule_zero_only(lab: Lab) -> None:
+    warm = fdt.new_fdt(lab.data, 1, start=1000.0, codebook=256)
+    lengths = (lab.data.sentences[:, 0] != 0).sum(1)
+    by_padding = {}
+    for rule in ("exclude", "zero"):
+        fdt.set_padding(warm, rule)
+        found = tokens.calls(warm, lab.data, "caption")
+        by_padding[rule] = bool((found.place >= lengths[found.sample]).any())
+    assert by_padding == {"exclude": False, "zero": True}
+
+
+def test_calls_of_a_token_come_by_weight() -> None:
+    every = tokens.Calls(
+        torch.tensor([1, 2, 1, 1]), torch.tensor([0, 0, 1, 2]), torch.tensor([5, 6, 7, 8]),
+        torch.tensor([0.2, 1.0, 0.5, 0.3]),
+    )  # fmt: skip
+    mine = every.of(1)
+    assert mine.sample.tolist() == [1, 2, 0]
+    assert mine.place.tolist() == [7, 8, 5]
+    assert not len(every.of(3).token)
+
+
+def test_under_a_patch_lies_the_object_that_covers_most_of_it(lab: Lab) -> None:
+    n = 12
+    data = lab.data.subset(range(n))
+    sample, place = torch.arange(n).repeat_interleave(16), torch.arange(16).repeat(n)
+    every = tokens.Calls(torch.zeros_like(sample), sample, place, torch.ones(len(sample)))
+    found = tokens.under(data, every)
+    masks = data.masks(range(n)).tolist()
+    for k, (i, p) in enumerate(zip(sample.tolist(), place.tolist(), strict=True)):
+        y, x = 8 * (p // 4), 8 * (p % 4)
+        covered = [
+            sum(mask[y + dy][x + dx] for dy in range(8) for dx in range(8)) for mask in masks[i]
+        ]
+        best = covered.index(max(covered))
+        for name, values in data.attributes.items():
+            expected = int(values[i, best]) if covered[best] else -1
+            assert int(found[name][k]) == expected
+
+
+# --- what they mean -------------------------------------------------------------------------------
+
+
+def random_calls(seed: int, count: int = 400) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    token = torch.randint(9, (count,), generator=g)
+    there = torch.rand(count, generator=g) < 0.7
+    values = {
+        name: torch.randint(len(kinds), (count,), generator=g).where(there, -1)
+        for name, kinds in VALUES.items()
+    }
+    return token, values
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_purity_is_the_share_of_the_commonest_above_that_of_all(seed: int) -> None:
+    token, values = random_calls(seed)
+    values["colour"] = torch.where(values["colour"] >= 0, token % 6, -1)  # as pure as can be
+    found = tokens.purity(token, values)
+    objects = [
+        (t, *row)
+        for t, *row in zip(token.tolist(), *(v.tolist() for v in values.values()), strict=True)
+        if row[0] >= 0
+    ]
+    counts = Counter(row[0] for row in objects)
+    judged = [t for t in range(9) if counts[t] >= tokens.OFTEN]
+    assert found.token.tolist() == judged
+    for column, name in enumerate(VALUES, start=1):
+        base = max(Counter(row[column] for row in objects).values()) / len(objects)
+        for k, t in enumerate(judged):
+            mine = Counter(row[column] for row in objects if row[0] == t)
+            share = max(mine.values()) / sum(mine.values())
+            assert found.share[name][k].item() == pytest.approx(share)
+            assert found.above[name][k].item() == pytest.approx((share - base) / (1 - base))
+    assert found.above["colour"].eq(1).all()
+    assert found.best.eq(1).all()
+
+
+def test_shuffled_objects_stay_whole_and_background_in_place() -> None:
+    token, values = random_calls(3)
+    mixed = tokens.shuffled(values)
+    assert mixed.keys() == values.keys()
+    before, after = (
+        sorted(zip(*(v.tolist() for v in of.values()), strict=True)) for of in (values, mixed)
+    )
+    assert before == after
+    assert torch.equal(mixed["shape"] < 0, values["shape"] < 0)
+    assert not torch.equal(mixed["shape"], values["shape"])
+    assert torch.equal(mixed["size"], tokens.shuffled(values)["size"])
+    assert tokens.purity(token, mixed).best.max() < 0.5
+
+
+def test_of_no_calls_nothing_is_judged() -> None:
+    nothing = {name: torch.full((3,), -1) for name in VALUES}
+    found = tokens.purity(torch.tensor([0, 1, 1]), nothing)
+    assert not len(found.token)
+    assert not len(found.best)
+
+
+def test_words_mean_what_the_laboratory_says(lab: Lab) -> None:
+    known = tokens.meanings(lab.data)
+    for number, word in enumerate(lab.data.tokenizer.words, start=4):
+        plain = next((p for p, other in SYNONYMS.items() if other == word), word)
+        named = [
+            name
+            for name, values in VALUES.items()
+            if plain in {part for value in values for part in value.split()}
+        ]
+        assert known.get(number) == ((named[0], plain) if named else None)
+
+
+def test_agreement_counts_patches_on_what_the_word_names(lab: Lab) -> None:
+    """Token 0 is called by "red" and "crimson", 1 by "a", 2 by "left", 3 by few patches."""
+    data = lab.data
+    red, green = (VALUES["colour"].index(c) for c in ("red", "green"))
+    at = {}
+    for i in range(len(data)):
+        for place, number in enumerate(data.sentences[i, 0].tolist()):
+            at.setdefault(data.tokenizer.decode([number]), (i, place))
+    said = [(0, "red"), (0, "crimson"), (0, "green"), (1, "a"), (2, "left"), (3, "red")]
+    words = tokens.Calls(
+        torch.tensor([token for token, _ in said]),
+        torch.tensor([at[word][0] for _, word in said]),
+        torch.tensor([at[word][1] for _, word in said]),
+        torch.ones(len(said)),
+    )
+    many = tokens.OFTEN
+    token = torch.tensor([0] * many + [1] * many + [2] * many + [3] * (many - 1) + [0])
+    colour = torch.tensor([red] * (many - 5) + [green] * 5 + [green] * (len(token) - many))
+    position = torch.tensor([0] * (2 * many) + [2] * (many - 4) + [1] * 4 + [3] * (many - 1) + [0])
+    values = {name: torch.zeros(len(token), dtype=torch.int64) for name in VALUES}
+    values |= {"colour": colour, "position": position}
+    values = {
+        name: of.index_fill(0, torch.tensor([len(token) - 1]), -1) for name, of in values.items()
+    }
+    patches = tokens.Calls(token, token, token, torch.ones(len(token)))
+    found = tokens.agreement(data, patches, values, words)
+    assert found.token.tolist() == [0, 2]
+    assert found.word == ["red", "left"]
+    assert found.share.tolist() == pytest.approx([(many - 5) / many, (many - 4) / many])
+    objects = len(token) - 1
+    lefts = sum(position[k] in (0, 2) for k in range(objects))
+    assert found.base.tolist() == pytest.approx([(many - 5) / objects, lefts / objects])
+
+
+@pytest.mark.parametrize("attribute", ["shape", "colour"])
+def test_maps_are_scores_for_the_tokens_of_a_word(lab: Lab, attribute: str) -> None:
+    maps, masks, scenes, words = tokens.token_maps(lab.method, lab.data, attribute)
+    _, plain_masks, plain_scenes, plain_words = structure.word_maps(
+        fdt.new_clip(lab.data, 0), lab.data, attribute
+    )
+    assert words == plain_words
+    assert torch.equal(scenes, plain_scenes)
+    assert torch.equal(masks, plain_masks)
+    for k in range(0, len(words), 7):
+        i, spoken = int(scenes[k]), lab.data.text(int(scenes[k])).split()
+        with torch.no_grad():
+            of = lab.method.token_attention(lab.data.__getitems__([i]))
+        weights = sparsemax(of["caption"].scores[0, 1 + spoken.index(words[k])]).tolist()
+        by_hand = [math.fsum(w * s for w, s in zip(weights, row, strict=True))
+                   for row in of["image"].scores[0].tolist()]  # fmt: skip
+        torch.testing.assert_close(maps[k].flatten(), torch.tensor(by_hand), atol=1e-4, rtol=0)
+
+
+# --- the experiment -------------------------------------------------------------------------------
+
+
+def test_mixtures_of_the_weights_are_the_embeddings(lab: Lab) -> None:
+    weights = fdt.weights_of(lab.method, lab.data)
+    mixed = fdt.mixtures(lab.method, weights)
+    for mine, embedded in zip(mixed, fdt.both(lab.method, lab.data), strict=True):
+        torch.testing.assert_close(mine, embedded)
+    assert fdt.recall(lab.data, *mixed) == pytest.approx(
+        mean_recall(*mixed, same_texts(lab.data)), abs=1.1 / (2 * len(lab.data))
+    )
+
+
+@pytest.mark.usefixtures("few")
+def test_bags_are_won_by_single_comparisons() -> None:
+    method = fdt.train(0, epochs=0, start=4.0).method
+    pair = Few.colliding(20, seed=small.TEST_SEED, size=small.SIZE)
+    won = 0
+    for own, other in (pair, pair[::-1]):
+        image, right, wrong = (
+            embed_all(method, data, (name,))
+            for data, name in ((own, "image"), (own, "caption"), (other, "caption"))
+        )
+        won += int(((image * right).sum(1) > (image * wrong).sum(1)).sum())
+    assert fdt.bags(method) == pytest.approx(won / 40, abs=1.1 / 40)
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("condition", ["cooled to 15", "untrained", "CLIP"])
+def test_the_same_seed_gives_the_same_finite_values(condition: str) -> None:
+    config = dict(fdt.CONDITIONS[condition])
+    config["epochs"] = min(config.get("epochs", EPOCHS), EPOCHS)
+    one = fdt.run(0, **config)
+    torch.manual_seed(99)
+    assert fdt.run(0, **config) == one
+    assert all(type(value) is float and math.isfinite(value) for value in one.values())
+    along = {name for name in one if "@" in name}
+    assert len({name.split("@")[1] for name in along}) == (config["epochs"] + 1) * (
+        condition != "untrained"
+    )
+    assert ("purity" in one) == (condition != "CLIP")
+
+
+@pytest.mark.usefixtures("few")
+def test_conditions_are_what_their_names_say(monkeypatch) -> None:
+    monkeypatch.setattr(small, "train", lambda *of, **how: None)
+    for name, config in fdt.CONDITIONS.items():
+        method = fdt.train(0, **config).method
+        if name == "CLIP":
+            assert not isinstance(method, FDT)
+            continue
+        size = next((n for n in (64, 1024) if f"{n} tokens" in name), 512)
+        assert len(method.codebook) == size
+        rule = "zero" if "zero" in name else "exclude"
+        assert {head.padding for head in method.heads.values()} == {rule}
+        kind, *end = name.split(",")[0].split()
+        if kind == "cooled":
+            cooling = method.cooling
+            steps = fdt.EPOCHS * max(SCENES // fdt.BATCH, 1)
+            assert (cooling.start, cooling.end, cooling.steps) == (300, float(end[-1]), steps)
+        else:
+            assert method.cooling is None
+            assert method.temperature == (15 if kind == "untrained" else float(end[-1]))
+
+
+@pytest.mark.usefixtures("few")
+def test_asking_with_the_other_padding_leaves_the_method_as_it_was() -> None:
+    trained = fdt.train(0, epochs=0, start=1000.0)
+    test = small.scenes(1000, small.TEST_SEED)
+    measured = fdt.codebook(trained.method, test)
+    assert {head.padding for head in trained.method.heads.values()} == {"exclude"}
+    fdt.set_padding(trained.method, "zero")
+    other = fdt.codebook(trained.method, test)
+    assert measured["recall, other padding"] == fdt.recall(test, *fdt.both(trained.method, test))
+    assert other["caption active"] == measured["caption active, other padding"]
+    weights = fdt.weights_of(trained.method, test)
+    common = [
+        sum(map(min, zip(a, b, strict=True)))
+        for a, b in zip(*(w.tolist() for w in weights.values()), strict=True)
+    ]
+    assert other["shared, own"] == pytest.approx(sum(common) / len(common), abs=1e-5)
+    assert F.normalize(weights["image"], dim=1).isfinite().all()

@@ -1,0 +1,221 @@
+"""The MoCo experiment: crops, watched keys, drift and its measures, against loops."""
+
+import math
+
+import pytest
+import torch
+
+from mmcl_book.experiments import moco, small
+from mmcl_core.errors import MMCLError
+from mmcl_core.methods import MoCo
+from tests.compare import unit
+from tests.tiny import SCENES, shrink
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Few scenes, two epochs of one step."""
+    shrink(monkeypatch)
+
+
+def pictures(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 3, small.SIZE, small.SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def sampled(picture: torch.Tensor, side: float, shift: list[float]) -> torch.Tensor:
+    """The crop of one picture, pixel by pixel, between the four that surround each place."""
+    size = picture.shape[-1]
+    crop = torch.empty_like(picture)
+    for row in range(size):
+        for column in range(size):
+            x, y = (  # in pixels, from the middle of the first one
+                ((side * ((2 * at + 1) / size - 1) + middle + 1) * size - 1) / 2
+                for at, middle in zip((column, row), shift, strict=True)
+            )
+            x, y = (min(max(place, 0), size - 1) for place in (x, y))
+            left, top = math.floor(x), math.floor(y)
+            right, bottom = min(left + 1, size - 1), min(top + 1, size - 1)
+            a, b = x - left, y - top
+            upper = (1 - a) * picture[:, top, left] + a * picture[:, top, right]
+            lower = (1 - a) * picture[:, bottom, left] + a * picture[:, bottom, right]
+            crop[:, row, column] = (1 - b) * upper + b * lower
+    return crop
+
+
+# --- crops ----------------------------------------------------------------------------------------
+
+
+def test_a_crop_is_the_loop_over_pixels() -> None:
+    given = pictures(3)
+    torch.manual_seed(4)
+    found = moco.crops(given)
+    torch.manual_seed(4)
+    side = torch.empty(3).uniform_(*moco.CROP).sqrt()
+    shift = (2 * torch.rand(3, 2) - 1) * (1 - side)[:, None]
+    for i in range(3):
+        expected = sampled(given[i], float(side[i]), shift[i].tolist())
+        torch.testing.assert_close(found[i], expected, atol=1e-4, rtol=0)
+
+
+def test_a_crop_of_everything_is_the_picture(monkeypatch) -> None:
+    monkeypatch.setattr(moco, "CROP", (1.0, 1.0))
+    torch.testing.assert_close(moco.crops(pictures(4)), pictures(4), atol=1e-5, rtol=0)
+
+
+def test_crops_keep_the_colours_and_differ() -> None:
+    plain = torch.tensor([0.2, 0.5, 0.9])[None, :, None, None].expand(4, 3, 32, 32)
+    torch.testing.assert_close(moco.crops(plain), plain, atol=1e-6, rtol=0)
+    batch = {"image": pictures(2), "index": torch.arange(2)}
+    kept = batch["image"].clone()
+    views = moco.two_crops(batch)
+    assert torch.equal(batch["image"], kept)
+    assert views.keys() == {"image", "image_view", "index"}
+    assert not torch.equal(views["image"], views["image_view"])
+    assert not torch.equal(views["image"], kept)
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+def test_negatives_in_the_batch_by_a_loop() -> None:
+    method = moco.new_in_batch(0)
+    batch = moco.two_crops({"image": pictures(5)})
+    x, y = (method.query(batch[name]).detach().double() for name in ("image", "image_view"))
+    total = 0.0
+    for queries, keys in ((x, y), (y, x)):
+        for i in range(5):
+            exps = [math.exp(float(queries[i] @ keys[j]) / moco.TEMPERATURE) for j in range(5)]
+            total -= math.log(exps[i] / sum(exps))
+    assert method.loss(batch)["total"].item() == pytest.approx(total / 10, rel=1e-5)
+    assert torch.equal(method.embed(batch), method.query(batch["image"]))
+
+
+def steps(method: MoCo, batches: list[dict[str, torch.Tensor]]) -> list[float]:
+    optimiser = torch.optim.SGD(method.query.parameters(), lr=0.1)
+    told = []
+    for batch in batches:
+        loss = method.loss(batch)["total"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        method.after_step()
+        told.append(loss.item())
+    return told
+
+
+def test_watching_changes_nothing_and_sees_the_keys(tiny) -> None:
+    batches = [moco.two_crops({"image": pictures(8, seed)}) for seed in range(4)]
+    watched = moco.new_moco(3, {0, 2, 4}, queue=16, momentum=0.5, followers=(0.0, 0.9))
+    torch.manual_seed(3)
+    plain = MoCo(small.image_encoder(), dim=small.DIM, queue=16, momentum=0.5, temperature=0.2)
+    assert steps(watched, batches) == steps(plain, batches)
+    torch.testing.assert_close(watched.queue.keys, plain.queue.keys)
+    assert {m: list(seen) for m, seen in watched.seen.items()} == {
+        m: [0, 2, 4] for m in (0.5, 0.0, 0.9)
+    }
+    torch.testing.assert_close(watched.seen[0.5][4], plain.key(watched.pictures))
+    with torch.no_grad():  # a copy with momentum 0 is the query encoder
+        torch.testing.assert_close(watched.seen[0.0][4], plain.query(watched.pictures))
+
+
+def test_followers_are_means_of_the_weights_that_were(tiny) -> None:
+    method = moco.new_moco(0, set(), queue=16, followers=(0.8,))
+    weights = [method.query.head[0].weight.detach().clone()]
+    for seed in range(3):
+        steps(method, [moco.two_crops({"image": pictures(8, seed)})])
+        weights.append(method.query.head[0].weight.detach().clone())
+    shares = [0.8**3, 0.2 * 0.8**2, 0.2 * 0.8, 0.2]
+    expected = sum(share * weight for share, weight in zip(shares, weights, strict=True))
+    torch.testing.assert_close(method.copies[1].network.head[0].weight, expected)
+
+
+# --- measures -------------------------------------------------------------------------------------
+
+
+def test_drift_is_the_loop_over_pictures() -> None:
+    seen = {0: unit(12, 4, 0), 3: unit(12, 4, 1), 5: unit(12, 4, 2)}
+    for age, old in ((2, seen[3]), (5, seen[0]), (64, seen[0])):
+        new = seen[5]
+        cosines = [[float(a @ b) for b in new] for a in old]
+        own = sum(1 - cosines[i][i] for i in range(12)) / 12
+        apart = [1 - float(new[i] @ new[j]) for i in range(12) for j in range(12) if i != j]
+        found = sum(row.index(max(row)) == i for i, row in enumerate(cosines)) / 12
+        told = moco.drift(seen, 5, age)
+        assert told == pytest.approx((own, sum(apart) / len(apart), found), abs=1e-6)
+
+
+def test_a_key_does_not_drift_from_itself() -> None:
+    keys = unit(20, 8, 0)
+    assert moco.drift({4: keys}, 4, 0)[::2] == (0.0, 1.0)
+
+
+def test_recall_and_uniformity_by_loops(tiny) -> None:
+    method = moco.new_in_batch(1)
+    told = moco.quality(method, 12)
+    torch.manual_seed(moco.VIEWS_SEED)
+    batch = moco.two_crops(small.scenes(SCENES, 12).__getitems__(range(SCENES)))
+    with torch.no_grad():
+        x, y = (method.query(batch[name]) for name in ("image", "image_view"))
+    cosines = (x @ y.T).tolist()
+    others = [row[:i] + row[i + 1 :] for i, row in enumerate(cosines)]
+    found = [max(rest) < cosines[i][i] - 1e-6 for i, rest in enumerate(others)]
+    assert told["recall"] == sum(found) / SCENES
+    assert told["alignment"] == pytest.approx((x - y).square().sum(1).mean().item(), abs=1e-6)
+    apart = torch.pdist(x.double()).square().mul(-2).exp().mean().log().item()
+    assert told["uniformity"] == pytest.approx(apart, abs=1e-5)
+
+
+def test_measuring_keeps_the_random_state(tiny) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    method = moco.new_in_batch(1)
+    torch.manual_seed(7)
+    moco.quality(method, 12)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_keys_that_never_move_do_not_drift(tiny) -> None:
+    measured = moco.run(0, momentum=1)
+    for mark in moco.MARKS:
+        for age in moco.AGES:
+            assert measured[f"drift @{mark}, {age}"] == 0
+            assert measured[f"found @{mark}, {age}"] == 1
+        assert 0 < measured[f"spread @{mark}"] < 1
+
+
+def test_what_is_measured_without_a_queue_and_without_a_training(tiny) -> None:
+    queue, batch, none = (set(moco.run(0, training=of)) for of in ("queue", "batch", "none"))
+    assert batch - none == {"loss"}
+    ages = len(moco.MARKS) * (2 * len(moco.AGES) + 1)
+    assert none < batch < queue
+    assert len(queue - batch) == ages
+    first = moco.new_moco(5, set()).query.state_dict()
+    trained = moco.train(5, training="none").method.query.state_dict()
+    assert all(torch.equal(first[name], trained[name]) for name in first)
+
+
+@pytest.mark.parametrize("condition", moco.CONDITIONS)
+def test_each_condition_is_what_its_name_says(tiny, monkeypatch, condition: str) -> None:
+    seen: list[dict] = []
+    monkeypatch.setattr(moco, "fit", lambda method, data, **how: seen.append(how))
+    method = moco.train(0, **moco.CONDITIONS[condition]).method
+    assert bool(seen) == (condition != "untrained")
+    if condition == "in the batch":
+        assert isinstance(method, moco.InBatch)
+    elif condition != "untrained":
+        keys, momentum = condition.split(" keys, ")
+        assert (len(method.queue.keys), method.key.momentum) == (int(keys), float(momentum))
+        assert seen[0]["augment"] is moco.two_crops
+        assert method.queue.keys.shape[1] == small.DIM
+        method.queue.check(moco.BATCH)
+
+
+def test_unknown_trainings_are_named() -> None:
+    with pytest.raises(MMCLError, match="'queue', 'batch' or 'none'; got 'label'"):
+        moco.train(0, training="label")
+
+
+def test_keys_are_watched_at_the_marks_and_before() -> None:
+    count = moco.EPOCHS * (small.PAIRS // moco.BATCH)
+    for share in moco.MARKS.values():
+        assert round(share * count) >= max(moco.AGES)  # no age is cut off

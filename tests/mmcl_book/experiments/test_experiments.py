@@ -1,0 +1,246 @@
+"""The experiments: every condition runs, repeats, and has the data and settings of its name."""
+
+import inspect
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmcl_book.experiments import granularity, missing, noise, small
+from mmcl_book.experiments.gap import embed_both
+from mmcl_book.records.making import EXPERIMENTS
+from mmcl_core.data import ShapesCaptions
+from mmcl_core.data.drawing import ATTRIBUTES, VALUES
+from mmcl_core.data.noise import UNSEEN, with_unseen_words
+from mmcl_core.data.shapes import SYNONYMS
+from tests.compare import unit
+from tests.tiny import EPOCHS, SCENES, mean_recall, said, same_texts, shrink
+
+sizes = settings(max_examples=25, deadline=None, derandomize=True)
+seeds = st.integers(0, 10_000)
+CONDITIONS = [(name, condition) for name, of in EXPERIMENTS.items() for condition in of.CONDITIONS]
+# Those that differ in more than a number.
+DIFFERENT = [
+    ("gap", "learned 0.07"), ("gap", "fixed 0.01"),
+    ("granularity", "detail 1"), ("granularity", "without colour"),
+    ("granularity", "untrained"), ("granularity", "supervised"),
+    ("noise", "no names"), ("noise", "by chance, 0.5"), ("noise", "by corner, 0.5"),
+    ("moco", "64 keys, 0.9"), ("moco", "in the batch"), ("moco", "untrained"),
+    *(pair for pair in CONDITIONS if pair[0] in ("structure", "missing")),
+]  # fmt: skip
+# With all that is drawn: scenes, names, weights, order, sentences, what is dropped.
+REPEATED = [
+    ("gap", "learned 0.07"), ("granularity", "supervised"), ("noise", "by corner, 0.5"),
+    ("structure", "trained"), ("missing", "modality dropout"), ("missing", "blending, offline"),
+    ("moco", "64 keys, 0.9"), ("moco", "in the batch"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Runs a condition in two epochs of one step; remembers what came out."""
+    known: dict[tuple[str, str, int], dict[str, float]] = {}
+
+    def run(name: str, condition: str, seed: int, *, again: bool = False) -> dict[str, float]:
+        config = dict(EXPERIMENTS[name].CONDITIONS[condition])
+        if "epochs" in config:
+            config["epochs"] = min(config["epochs"], EPOCHS)
+        if again or (name, condition, seed) not in known:
+            known[name, condition, seed] = EXPERIMENTS[name].run(seed, **config)
+        return known[name, condition, seed]
+
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        yield run
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Nothing is trained; the data that would have been, and the settings, are kept."""
+    shrink(monkeypatch)
+    seen: list[tuple[ShapesCaptions, dict]] = []
+    monkeypatch.setattr(small, "train", lambda method, data, seed, **how: seen.append((data, how)))
+    return seen
+
+
+# --- all ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "condition"), CONDITIONS)
+def test_run_takes_every_condition(name: str, condition: str) -> None:
+    config = EXPERIMENTS[name].CONDITIONS[condition]
+    inspect.signature(EXPERIMENTS[name].run).bind(0, **config)
+    assert json.loads(json.dumps(config)) == config
+    if name == "missing":  # what run passes on to the classifier
+        settings = {key: value for key, value in config.items() if key != "weights"}
+        missing.new_fusion(missing.scenes(2, 0), 0, **settings)
+
+
+@pytest.mark.parametrize(("name", "condition"), DIFFERENT)
+def test_seeds_give_the_same_measures_with_other_values(runs, name, condition) -> None:
+    one, two = (runs(name, condition, seed) for seed in (0, 1))
+    assert list(one) == list(two)
+    assert len(one) > 1
+    for values in (one, two):
+        assert all(type(value) is float and math.isfinite(value) for value in values.values())
+    assert one != two
+
+
+@pytest.mark.parametrize(("name", "condition"), REPEATED)
+def test_the_same_seed_gives_the_same_values(runs, name, condition) -> None:
+    one = runs(name, condition, 0)
+    torch.manual_seed(99)  # of which nothing depends
+    assert runs(name, condition, 0, again=True) == one
+
+
+def test_a_clip_begins_with_the_weights_of_its_seed() -> None:
+    data = small.scenes(2, 0)
+    one = small.new_clip(data, 3).state_dict()
+    torch.rand(7)
+    two, other = small.new_clip(data, 3).state_dict(), small.new_clip(data, 4).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(*(w["heads.image.0.weight"] for w in (one, other)))
+
+
+# --- granularity ----------------------------------------------------------------------------------
+
+
+def test_chance_is_the_share_of_the_commonest_value(runs) -> None:
+    asked = small.scenes(granularity.PROBED[1], small.PROBE_SEEDS[1], objects=(1, 1))
+    measured = runs("granularity", "untrained", 0)
+    for name in ATTRIBUTES:
+        values = asked.attributes[name][:, 0].tolist()
+        assert measured[f"{name} chance"] == max(map(values.count, values)) / len(values)
+    assert runs("granularity", "supervised", 0).keys() < measured.keys()
+
+
+@pytest.mark.parametrize("condition", granularity.CONDITIONS)
+def test_captions_name_what_the_condition_says(untrained, condition: str) -> None:
+    granularity.train(0, **granularity.CONDITIONS[condition])
+    if condition in ("untrained", "supervised"):
+        assert len(untrained) == (condition == "supervised")
+        return
+    ((data, _),) = untrained
+    kind, which = condition.split()
+    told = {"1": 1, "2": 2, "3": 4, "4": 5}
+    left_out = ATTRIBUTES[told[which] :] if kind == "detail" else [which]
+    for name, values in VALUES.items():
+        words = {word for value in values for word in value.split()}
+        words |= {SYNONYMS[word] for word in words & set(SYNONYMS)}
+        assert words & said(data) == (set() if name in left_out else words)
+
+
+def test_the_supervised_are_shown_the_attributes_of_their_pictures(untrained) -> None:
+    method = granularity.train(0, training="labels")
+    ((data, how),) = untrained
+    batch = how["augment"](data.__getitems__([5, 60, 3]))
+    for name in ATTRIBUTES:
+        assert batch[name].tolist() == [int(data.attributes[name][i].max()) for i in (5, 60, 3)]
+        method.heads[name].weight.data.zero_()
+        method.heads[name].bias.data.zero_()
+    uniform = sum(math.log(len(values)) for values in VALUES.values())
+    assert method.loss(batch)["total"].item() == pytest.approx(uniform)
+
+
+# --- noise ----------------------------------------------------------------------------------------
+
+
+@sizes
+@given(seeds, st.integers(2, 12), st.integers(1, 5), st.floats(0, 0.8))
+def test_tied_is_the_loop_over_pairs(seed, n, count, share):
+    g = torch.Generator().manual_seed(seed)
+    vectors, words = unit(n, 4, seed, torch.float32), torch.rand(n, count, generator=g) < share
+    x, has = vectors.double().tolist(), words.tolist()
+    cosines: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(n):
+        for j in range(n):
+            if i != j and any(has[i]) and any(has[j]):
+                shared = any(a and b for a, b in zip(has[i], has[j], strict=True))
+                cosines[shared].append(sum(a * b for a, b in zip(x[i], x[j], strict=True)))
+    means = {shared: sum(of) / max(len(of), 1) for shared, of in cosines.items()}
+    expected = means[True] - means[False] if all(cosines.values()) else 0.0
+    assert noise.tied(vectors, words) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("condition", noise.CONDITIONS)
+def test_names_are_as_the_condition_says(untrained, condition: str) -> None:
+    data = noise.train(0, **noise.CONDITIONS[condition]).train
+    assert untrained[0][0] is data
+    rate = noise.CONDITIONS[condition]["rate"]
+    texts = [data.text(i).split() for i in range(SCENES)]
+    share = sum(bool(set(words) & set(UNSEEN)) for words in texts) / SCENES
+    assert abs(share - rate) <= 4 * math.sqrt(rate * (1 - rate) / SCENES)
+    assert not {"top", "upper", "bottom", "lower", "left", "right", "at"} & said(data)
+    corners = [
+        (UNSEEN.index(word) // 4, corner)
+        for words, corner in zip(texts, data.attributes["position"][:, 0].tolist(), strict=True)
+        for word in set(words) & set(UNSEEN)
+    ]
+    assert all(a == b for a, b in corners) == (condition == "no names" or "corner" in condition)
+
+
+def test_recall_is_measured_with_names_and_without(untrained) -> None:
+    trained = noise.train(0, rate=1.0)
+    measured = noise.measure(trained)
+    plain = small.scenes(1000, small.TEST_SEED, detail=3)
+    named = with_unseen_words(plain, 1.0, count=2, seed=small.TEST_SEED)
+    for kind, test in (("plain", plain), ("with names", named)):
+        image, caption = embed_both(trained.method, test)
+        recall = mean_recall(image, caption, same_texts(test))
+        assert measured[f"recall, {kind}"] == pytest.approx(recall)
+    words = [[name in named.text(i).split() for name in UNSEEN] for i in range(SCENES)]
+    assert measured["captions tied"] == pytest.approx(noise.tied(caption, torch.tensor(words)))
+
+
+# --- missing --------------------------------------------------------------------------------------
+
+
+def test_captions_name_the_shape_and_tags_the_colour() -> None:
+    data = missing.scenes(SCENES, 4)
+    shapes = {SYNONYMS.get(word, word) for word in VALUES["shape"]} | set(VALUES["shape"])
+    assert said(data) == shapes | {"a", "there", "is", "we", "see", "picture", "of"}
+    assert data.tag_names == VALUES["colour"]
+    assert torch.equal(data.tags, F.one_hot(data.attributes["colour"][:, 0], 6).float())
+    assert data.attributes["shape"].shape == (SCENES, 1)
+
+
+@pytest.mark.parametrize(
+    ("condition", "weights"),
+    [
+        ("fusion", (0, 0, 0, 1)),
+        ("mean imputation", (0, 0, 0, 1)),
+        ("modality dropout", (0, 0, 0, 1)),
+        ("equal weights", (1, 1, 1, 1)),
+        ("each alone", (1, 1, 1, 0)),
+    ],
+)
+def test_heads_have_the_weights_of_the_condition(untrained, condition, weights) -> None:
+    method = missing.train(0, **missing.CONDITIONS[condition]).method
+    got = dict(zip(method.heads, method.weights.tolist(), strict=True))
+    largest = max(got.values())
+    expected = dict(zip((*missing.MODALITIES, "fusion"), weights, strict=True))
+    assert {name: weight / largest for name, weight in got.items()} == pytest.approx(expected)
+    assert (method.dropout > 0) == (condition == "modality dropout")
+    assert method.impute == ("mean" if condition == "mean imputation" else "zero")
+
+
+@pytest.mark.parametrize("condition", missing.CONDITIONS)
+def test_measures_of_the_missing_agree_with_each_other(runs, condition: str) -> None:
+    measured = runs("missing", condition, 0)
+    whole = measured["accuracy, image + caption + tags"]
+    for name, rest in zip(
+        missing.MODALITIES, ("caption + tags", "image + tags", "image + caption"), strict=True
+    ):
+        assert measured[f"without {name} 0"] == pytest.approx(whole)
+        assert measured[f"without {name} 1"] == pytest.approx(measured[f"accuracy, {rest}"])
+        assert {f"{name} alone @{epoch}" for epoch in range(3)} < measured.keys()
+    weights = {
+        epoch: sum(v for k, v in measured.items() if k.startswith("weight") and k.endswith(epoch))
+        for epoch in ("@1", "@2")
+    }
+    expected = {"online": [1, 1], "offline": [0, 1]}.get(condition.split()[-1], [0, 0])
+    assert list(weights.values()) == pytest.approx(expected)

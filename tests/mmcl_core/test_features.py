@@ -1,0 +1,287 @@
+"""Frozen features: computed once, kept whole, and trained on by methods that do not know it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mmcl_core.features as module
+from mmcl_core.data import CaptionFolder
+from mmcl_core.data.augment import paraphrase
+from mmcl_core.data.folders import draw_folder
+from mmcl_core.encoders import CaptionEncoder, ImageEncoder
+from mmcl_core.errors import DataError, MMCLError, ShapeError
+from mmcl_core.evaluation import embed_all
+from mmcl_core.features import FeatureCaptions, FeatureEncoder, cached_features
+from mmcl_core.methods import CLIP, FDT, GMC
+from mmcl_core.training import fit
+from tests import ROOT
+
+N = 13
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return draw_folder(tmp_path_factory.mktemp("drawn") / "root", N, size=32, objects=(1, 1))
+
+
+@pytest.fixture
+def data(root):
+    return CaptionFolder(root, size=16)
+
+
+class Counting:
+    """Means over quarters of a picture, [B, 12] or [B, 4, 3]; stops after so many pictures."""
+
+    def __init__(self, tokens: bool, stop: int = 10**9) -> None:
+        self.tokens, self.stop, self.asked = tokens, stop, []
+
+    def __call__(self, pictures):
+        if sum(self.asked) + len(pictures) > self.stop:
+            raise KeyboardInterrupt
+        self.asked.append(len(pictures))
+        grid = nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(2)
+        return grid.transpose(1, 2) if self.tokens else grid.flatten(1)
+
+
+def get(data, encode, folder, name="means", **settings):
+    return cached_features(
+        data, encode, folder, **{"name": name, "batch_size": 5, "progress": False} | settings
+    )
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_features_are_computed_once_and_are_those_of_the_encoder(data, tmp_path, tokens) -> None:
+    encode = Counting(tokens)
+    features = get(data, encode, tmp_path / "cache")
+    assert features.shape == ((N, 4, 3) if tokens else (N, 12))
+    assert features.dtype == np.float32
+    assert isinstance(features, np.memmap)
+    assert not features.flags.writeable
+    for i in range(N):
+        alone = Counting(tokens)(data[i]["image"][None])[0]
+        assert np.allclose(features[i], alone.numpy(), atol=1e-6)
+    assert encode.asked == [2, 5, 5, 3]  # the first and the last, then all
+    again = get(data, encode, tmp_path / "cache")
+    assert encode.asked == [2, 5, 5, 3, 2]
+    assert np.array_equal(features, again)
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.name.startswith("means-")
+    assert file.suffix == ".npy"
+
+
+def test_a_stopped_call_is_taken_up(data, tmp_path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        get(data, Counting(False, stop=2 + 10), tmp_path)
+    assert not list(tmp_path.glob("*.npy"))
+    encode = Counting(False)
+    features = get(data, encode, tmp_path)
+    assert encode.asked == [2, 3]
+    assert np.array_equal(features, get(data, Counting(False), tmp_path / "whole"))
+    assert len(list(tmp_path.glob("means-*"))) == 1
+
+
+KILLED = """
+import os, sys
+from mmcl_core.data import CaptionFolder
+from mmcl_core.features import cached_features
+
+asked = 0
+
+def means(pictures):
+    global asked
+    asked += len(pictures)
+    if asked > 2 + 10:
+        os.kill(os.getpid(), 9)
+    return pictures.unflatten(2, (2, -1)).unflatten(4, (2, -1)).mean((3, 5)).flatten(1)
+
+data = CaptionFolder(sys.argv[1], size=16)
+cached_features(data, means, sys.argv[2], name="means", batch_size=5, progress=False)
+"""
+
+
+def test_a_killed_process_is_taken_up(root, data, tmp_path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(root), str(tmp_path)], cwd=ROOT)
+    assert done.returncode == -9
+    encode = Counting(False)
+    features = get(data, encode, tmp_path)
+    assert encode.asked == [2, 3]
+    assert np.allclose(features, get(data, Counting(False), tmp_path / "whole"), atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["note", "rows", "both"])
+def test_what_cannot_be_relied_on_is_computed_anew(data, tmp_path, damage) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        get(data, Counting(False, stop=2 + 10), tmp_path)
+    if damage in ("note", "both"):
+        next(tmp_path.glob("*.json")).write_text('{"do')
+    if damage in ("rows", "both"):
+        next(tmp_path.glob("*.part")).write_bytes(b"short")
+    encode = Counting(False)
+    assert np.array_equal(get(data, encode, tmp_path), get(data, encode, tmp_path / "whole"))
+    assert sum(encode.asked) == 2 * (2 + N)
+
+
+def test_other_pictures_sizes_and_names_have_files_of_their_own(root, data, tmp_path) -> None:
+    first = get(data, Counting(False), tmp_path)
+    for other, name in [
+        (CaptionFolder(root, size=8), "means"),
+        (data.subset([1, 0, *range(2, N)]), "means"),
+        (data.subset([0]), "means"),
+        (data, "other"),
+    ]:
+        assert len(get(other, Counting(False), tmp_path, name)) == len(other)
+    assert len(list(tmp_path.iterdir())) == 5
+    swapped = get(data.subset([1, 0, *range(2, N)]), Counting(False), tmp_path)
+    assert np.array_equal(swapped[[1, 0]], first[:2])
+
+
+def test_a_picture_that_changed_is_noticed(tmp_path) -> None:
+    root = draw_folder(tmp_path / "root", 4, size=32)
+    data = CaptionFolder(root, size=16)
+    before = get(data, Counting(False), tmp_path / "cache")
+    data.paths[2].write_bytes(data.paths[1].read_bytes())
+    after = get(data, Counting(False), tmp_path / "cache")
+    assert np.array_equal(after[2], after[1])
+    assert not np.array_equal(before[2], after[2])
+
+
+@pytest.mark.parametrize("other", [lambda x: 2 * Counting(False)(x), Counting(True)])
+def test_another_encoder_of_the_same_name_is_noticed(data, tmp_path, other) -> None:
+    get(data, Counting(False), tmp_path)
+    with pytest.raises(DataError, match=r"Has the encoder changed\? Give it another name"):
+        get(data, other, tmp_path)
+
+
+def test_a_module_is_asked_in_eval_mode_without_gradients(data, tmp_path) -> None:
+    encoder = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 16 * 16, 4))
+    encoder[0].eval()
+    get(data, encoder, tmp_path)
+    assert [part.training for part in encoder] == [False, True, True]
+    assert encoder.training
+    assert encoder[2].weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("encode", "message"),
+    [
+        (lambda x: x, r"got \[2, 3, 16, 16\]"),
+        (lambda x: x.flatten(1)[:1], r"got \[1, 768\]"),
+        (lambda x: None, "got NoneType"),
+        (lambda x: x.flatten(1).long(), "expected floats"),
+        (lambda x: x.flatten(1) / 0, "NaN or infinity"),
+        (lambda x: x.flatten(1)[:, : 10 * len(x)], r"expected \[20\] for each picture"),
+    ],
+)
+def test_what_is_no_feature(data, tmp_path, encode, message) -> None:
+    with pytest.raises(ShapeError, match=message):
+        get(data, encode, tmp_path)
+    assert not list(tmp_path.glob("*.npy"))
+
+
+@pytest.mark.parametrize("settings", [{"name": "a/b"}, {"name": ""}, {"batch_size": 0}])
+def test_settings_that_cannot_be(data, tmp_path, settings) -> None:
+    with pytest.raises(MMCLError, match="expected a name of letters"):
+        get(data, Counting(False), tmp_path, **settings)
+
+
+# --- as data ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_batch_has_the_captions_of_the_folder(data, tmp_path, tokens) -> None:
+    features = get(data, Counting(tokens), tmp_path)
+    both = FeatureCaptions(data, features)
+    batch, pictures = both.__getitems__([4, 0]), data.__getitems__([4, 0])
+    assert torch.equal(batch["image"], torch.from_numpy(features[[4, 0]]))
+    assert torch.equal(batch["caption"], pictures["caption"])
+    assert torch.equal(batch["index"], pictures["index"])
+    assert len(both) == N
+    assert both.captions(4) == data.captions(4)
+    assert torch.equal(both[-1]["image"], torch.from_numpy(features[N - 1].copy()))
+    part = both.subset(torch.tensor([4, 0]))
+    assert torch.equal(part.__getitems__([0, 1])["image"], batch["image"])
+    assert torch.equal(part.sentences, data.sentences[[4, 0]])
+    assert part.paths == [data.paths[4], data.paths[0]]
+    assert part.features is both.features  # nothing is copied
+    again = part.subset([1])
+    assert torch.equal(again[0]["image"], batch["image"][1])
+    assert again.captions(0) == data.captions(0)
+    with pytest.raises(IndexError):
+        both[N]
+    with pytest.raises(ShapeError):
+        both.__getitems__([])
+    with pytest.raises(ShapeError, match="one row for each picture"):
+        FeatureCaptions(data, features[1:])
+
+
+# --- as an encoder ------------------------------------------------------------------------------
+
+
+def test_one_vector_is_one_token() -> None:
+    torch.manual_seed(0)
+    encoder = FeatureEncoder(12, width=8).eval()
+    x = torch.randn(3, 12)
+    one, tokens = encoder(x), encoder(x[:, None])
+    assert one.tokens.shape == (3, 1, 8)
+    assert one.mask.all()
+    assert all(map(torch.equal, one, tokens))
+    assert torch.equal(one.pooled, one.tokens[:, 0])
+
+
+def test_without_blocks_it_is_a_linear_map_of_each_token() -> None:
+    torch.manual_seed(0)
+    encoder, x = FeatureEncoder(5, width=8, depth=0), torch.randn(2, 3, 5)
+    norm, linear = encoder.map
+    for b in range(2):
+        for n in range(3):
+            centred = x[b, n] - x[b, n].mean()
+            scaled = centred / (centred.pow(2).mean() + norm.eps).sqrt()
+            y = linear.weight @ scaled + linear.bias
+            y = (y - y.mean()) / (y.var(unbiased=False) + encoder.norm.eps).sqrt()
+            assert torch.allclose(encoder(x).tokens[b, n], y, atol=1e-5)
+    assert torch.equal(encoder(x).pooled, encoder(x).tokens.amax(dim=1))
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 4), torch.zeros(2, 3, 4), torch.zeros(5)])
+def test_features_of_another_width(x) -> None:
+    with pytest.raises(ShapeError, match=r"expected features \[B, 5\] or \[B, N, 5\]"):
+        FeatureEncoder(5)(x)
+
+
+@pytest.mark.parametrize("settings", [{"features": 0}, {"width": 0}, {"depth": -1}])
+def test_encoders_that_cannot_be(settings) -> None:
+    with pytest.raises(MMCLError):
+        FeatureEncoder(**{"features": 5} | settings)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "FDT", "GMC"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_methods_train_on_features_as_on_pictures(data, tmp_path, kind, tokens) -> None:
+    both = FeatureCaptions(data, get(data, Counting(tokens), tmp_path))
+    torch.manual_seed(0)
+    image = FeatureEncoder(both.features.shape[-1], width=32)
+    caption = CaptionEncoder(len(data.tokenizer), width=32)
+    if kind == "GMC":
+        method = GMC({"image": image, "caption": caption})
+    else:
+        method = {"CLIP": CLIP, "FDT": FDT}[kind](image, caption)
+    history = fit(
+        method, both, epochs=2, batch_size=6, augment=paraphrase(both.sentences), progress=False
+    )
+    assert all(np.isfinite(history.steps["total"]))
+    assert embed_all(method, both).shape[0] == N
+
+
+def test_the_frozen_encoder_of_a_trained_method(data, tmp_path) -> None:
+    """Its tokens, cached, are those that it computes; the encoder does not train along."""
+    torch.manual_seed(0)
+    encoder = ImageEncoder(size=16, width=32)
+    features = get(data, lambda x: encoder(x).tokens, tmp_path)
+    with torch.no_grad():
+        tokens = encoder(data.__getitems__(range(N))["image"]).tokens
+    assert np.allclose(features, tokens.numpy(), atol=1e-5)
+    assert module.FeatureCaptions(data, features)[0]["image"].requires_grad is False
