@@ -23,6 +23,7 @@ from tqdm import tqdm
 from mmcl_core.data.captions import CaptionFolder
 from mmcl_core.encoders import Block, Encoded
 from mmcl_core.errors import DataError, MMCLError, ShapeError
+from mmcl_core.files import put_in_place, write_whole
 
 # Float32 products of one picture alone and of the same one in a batch differ by less.
 _SAME = 1e-3
@@ -160,10 +161,10 @@ def _write(
                 )
             rows[start : index.stop] = found
             rows.flush()  # the rows first, and then the note that they are there
-            _replace(note, json.dumps({"shape": shape, "done": index.stop}))
+            write_whole(note, json.dumps({"shape": shape, "done": index.stop}))
             bar.update(len(index))
     del rows
-    os.replace(part, path)
+    put_in_place(part, path)
     note.unlink()
 
 
@@ -175,12 +176,6 @@ def _done(part: Path, note: Path, shape: tuple[int, ...]) -> int:
         return int(said["done"]) if (*rows.shape,) == shape == (*said["shape"],) else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0  # nothing there, or nothing that can be relied on
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class FeatureCaptions(Dataset[dict[str, Tensor]]):

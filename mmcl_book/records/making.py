@@ -42,8 +42,8 @@ from mmcl_book.experiments import (
 from mmcl_book.records.fingerprint import LIBRARIES, fingerprint
 from mmcl_book.records.reading import Record, load_record
 from mmcl_core import __version__
-from mmcl_core.cli.runs import write_whole
 from mmcl_core.errors import MMCLError, RecordError
+from mmcl_core.files import write_whole
 
 EXPERIMENTS: dict[str, ModuleType] = {
     "gap": gap,
@@ -100,7 +100,6 @@ def make_record(
             return known
     if known:
         _take_over(known, record, say)
-    out.parent.mkdir(parents=True, exist_ok=True)
     _write(partial, record)
     experiment, todo = EXPERIMENTS[name], record.missing()
     total = len(record.seeds) * len(record.conditions)

@@ -20,8 +20,8 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
-from mmcl_core.cli.runs import write_whole
 from mmcl_core.errors import MMCLError, RecordError
+from mmcl_core.files import write_whole
 
 # How far a live value may lie from the recorded ones whatever their spread: an accuracy that was
 # the same in all seeds may still differ by some pictures on another machine.
@@ -221,7 +221,6 @@ def fetch_record(name: str, url: str) -> None:
     except (OSError, HTTPException, UnicodeDecodeError) as error:
         raise RecordError(f"{url}: cannot be fetched ({error}); put it into {path}") from error
     _parse(text, url)
-    path.parent.mkdir(exist_ok=True)
     write_whole(path, text)
 
 

@@ -34,6 +34,7 @@ from mmcl_core.data.pictures import PictureFolder, as_images, decode
 from mmcl_core.data.tokenizer import WordTokenizer, split_words
 from mmcl_core.errors import DataError, MMCLError, ShapeError
 from mmcl_core.evaluation import embed_all
+from mmcl_core.files import new_file
 
 _FORMAT = "mmcl_core.PictureIndex.1"
 
@@ -133,25 +134,16 @@ class PictureIndex:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file in NumPy's format npz, whole or not at all; makes a missing folder."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(
-                    file,
-                    format=_FORMAT,
-                    run=str(self.run),
-                    checkpoint=self.checkpoint,
-                    pictures=str(self.pictures),
-                    names=np.array(self.names),
-                    embeddings=self.embeddings.numpy(),
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with new_file(path) as file:
+            np.savez(
+                file,
+                format=_FORMAT,
+                run=str(self.run),
+                checkpoint=self.checkpoint,
+                pictures=str(self.pictures),
+                names=np.array(self.names),
+                embeddings=self.embeddings.numpy(),
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PictureIndex:
