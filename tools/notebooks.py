@@ -23,11 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HIDDEN = {"hide-input", "remove-input", "hide-cell", "remove-cell"}
 
 INSTALL = """\
-# Installs the book's library where it is missing, as in Colab. Elsewhere it does nothing.
+# Installs the book's library and what it needs where they are missing, as in Colab.
+# Elsewhere it does nothing.
 import importlib.util
 
-if importlib.util.find_spec("mmcl_core") is None:
-    %pip install -q "mmcl_core @ git+{repository}\""""
+if not all(map(importlib.util.find_spec, ("mmcl_core", "matplotlib", "ipywidgets", "umap"))):
+    %pip install -q "mmcl_core[book] @ git+{repository}\""""
 
 # For a chapter that reads records, which a notebook alone in Colab has not beside it.
 FETCH = """\

@@ -2,10 +2,12 @@
 
 import functools
 import http.server
+import importlib.util
 import json
 import re
 import textwrap
 import threading
+from types import SimpleNamespace
 
 import colab
 import nbformat
@@ -266,8 +268,7 @@ def test_cells_of_a_notebook(root):
     assert list(texts) == [root / "book" / "part" / "chapter.ipynb"]
     notebook = nbformat.reads(next(iter(texts.values())), as_version=4)
     install, top, code, more = notebook.cells
-    assert "find_spec" in install.source
-    assert "git+https://github.com/o/r" in install.source
+    assert '"mmcl_core[book] @ git+https://github.com/o/r"' in install.source
     assert "fetch_record" not in install.source
     assert top.source == "# A chapter\n\nText."
     assert code.source == "print(1)"
@@ -275,6 +276,19 @@ def test_cells_of_a_notebook(root):
     assert code.outputs == []
     assert more.source == "More [Welcome](https://github.com/o/r/blob/main/book/intro.md)."
     assert notebook.metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("missing", [None, "mmcl_core", "matplotlib", "umap", "ipywidgets"])
+def test_the_first_cell_installs_what_is_missing_and_else_nothing(root, monkeypatch, missing):
+    """The library alone is not enough: it brings nothing that draws."""
+    (text,) = notebooks.generate(root)[0].values()
+    code = nbformat.reads(text, as_version=4).cells[0].source
+    asked = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else name)
+    shell = SimpleNamespace(run_line_magic=lambda *given: asked.append(given))
+    exec(TransformerManager().transform_cell(code), {"get_ipython": lambda: shell})
+    command = ("pip", 'install -q "mmcl_core[book] @ git+https://github.com/o/r"')
+    assert asked == ([] if missing is None else [command])
 
 
 RECORD = {
