@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from mmcl_core.batches import Batch
 from mmcl_core.checkpoints import (
     OWN_RECORDS,
     Checkpoint,
@@ -51,7 +52,6 @@ __all__ = [
     "schedule_factor",
 ]
 
-Batch = dict[str, Tensor]
 Schedule = Literal["one_cycle", "cosine", "constant"]
 
 SCHEDULES = ("one_cycle", "cosine", "constant")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmcl_book.experiments import comparison, fdt, small, tokens
 from mmcl_book.methods import MMVAE, MVAE, CodeCLIP
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import paraphrase, with_labels
 from mmcl_core.data.drawing import VALUES
@@ -28,8 +29,6 @@ from mmcl_core.evaluation import summary as measures
 from mmcl_core.methods import FDT
 from mmcl_core.methods.fdt import codebook_usage
 from mmcl_core.training import fit
-
-Batch = dict[str, Tensor]
 
 CONDITIONS: dict[str, dict[str, Any]] = {
     name: {"method": name} for name in ("MVAE", "MMVAE", "codes", "FDT")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmcl_book.experiments import fdt, small, structure, tokens
 from mmcl_book.experiments.mct import crop
 from mmcl_book.methods import FDTGMC, MoCoCLIP
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import compose, paraphrase
 from mmcl_core.data.drawing import ATTRIBUTES
@@ -34,8 +35,6 @@ from mmcl_core.evaluation import summary as measures
 from mmcl_core.methods import CLIP, FDT, GMC, MCT, SigLIP
 from mmcl_core.methods.fdt import Cooling
 from mmcl_core.training import fit
-
-Batch = dict[str, Tensor]
 
 PAIRS, EPOCHS, BATCH, LR, DETAIL = 4000, 5, 128, 5e-3, 2
 QUEUE = 1024  # keys, of MoCo and of MCT

@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from mmcl_book.experiments import small
+from mmcl_core.batches import Batch
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
 from mmcl_core.data.shapes import NAMED_AT_DETAIL
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import embed_all
 from mmcl_core.evaluation import summary as measures
 from mmcl_core.methods import CLIP
-
-Batch = dict[str, Tensor]
 
 CONDITIONS: dict[str, dict[str, Any]] = {
     **{f"detail {detail}": {"detail": detail} for detail in NAMED_AT_DETAIL},

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_book.experiments import small
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import Augment, compose, paraphrase
 from mmcl_core.data.drawing import ATTRIBUTES
@@ -26,8 +27,6 @@ from mmcl_core.evaluation import summary as measures
 from mmcl_core.evaluation.summary import read_all
 from mmcl_core.methods import MCT
 from mmcl_core.training import fit
-
-Batch = dict[str, Tensor]
 
 SCENES, EPOCHS, DETAIL = 1800, 6, 1
 BATCH, QUEUE, LR = 16, 256, 2e-3

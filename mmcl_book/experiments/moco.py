@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_book.experiments import small
+from mmcl_core.batches import Batch
 from mmcl_core.checkpoints import History
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import alignment, cone, embed_all, recall_at_k, uniformity
@@ -28,8 +29,6 @@ from mmcl_core.losses import info_nce
 from mmcl_core.methods import MoCo
 from mmcl_core.methods.moco import MomentumCopy, Tower
 from mmcl_core.training import fit
-
-Batch = dict[str, Tensor]
 
 EPOCHS, BATCH, LR, TEMPERATURE = 5, 64, 5e-3, 0.2
 MOMENTUM, QUEUE = 0.99, 1024

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmcl_book.experiments import small
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.groups import caption_groups
@@ -20,8 +21,6 @@ from mmcl_core.data.tokenizer import END, START, WordTokenizer
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import pointing_game
 from mmcl_core.methods import CLIP
-
-Batch = dict[str, Tensor]
 
 CONDITIONS: dict[str, dict[str, Any]] = {"trained": {"epochs": 8}, "untrained": {"epochs": 0}}
 AND = WordTokenizer(WORDS).encode("and")[1]

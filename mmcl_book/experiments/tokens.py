@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mmcl_book.experiments import structure
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.shapes import SYNONYMS
 from mmcl_core.encoders import ImageEncoder
 from mmcl_core.methods import FDT
 from mmcl_core.sparsemax import sparsemax
-
-Batch = dict[str, Tensor]
 
 OFTEN = 20  # calls from which on a token is judged
 

@@ -6,10 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch
 from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
 from mmcl_core.evaluation.checks import _matrix
-
-Batch = dict[str, Tensor]
 
 
 class BatchSource(Protocol):

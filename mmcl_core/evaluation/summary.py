@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
 from mmcl_core.data.groups import caption_groups
@@ -16,8 +17,6 @@ from mmcl_core.errors import DataError
 from mmcl_core.evaluation import embed_all, linear_probe, missing_modality, recall_at_k
 from mmcl_core.methods import FDT
 from mmcl_core.methods.fdt import codebook_usage
-
-Batch = dict[str, Tensor]
 
 # Of `shape_and_colour`.
 CLASSES = len(VALUES["shape"]) * len(VALUES["colour"])

@@ -17,14 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import at_hand, require
+from mmcl_core.batches import Batch, at_hand, require
 from mmcl_core.data.groups import caption_codes
 from mmcl_core.encoders import ProjectionHead, width_of
 from mmcl_core.errors import MMCLError
 from mmcl_core.losses import queue_hinge, queue_info_nce
 from mmcl_core.methods.moco import KeyQueue, MomentumCopy
-
-Batch = dict[str, Tensor]
 
 TERMS = ("image", "tags", "caption", "image_to_caption", "caption_to_image")
 

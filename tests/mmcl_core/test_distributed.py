@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mmcl_book.methods import FDTGMC, CodeCLIP, MoCoCLIP
 from mmcl_core import distributed
+from mmcl_core.batches import Batch
 from mmcl_core.distributed import (
     alone,
     average,
@@ -50,8 +51,6 @@ pytestmark = pytest.mark.slow
 WORLD = 2
 SECONDS = 120  # after which a run counts as hanging; it takes about 8
 TOLERANCE = 1e-9  # absolute, in float64
-
-Batch = dict[str, Tensor]
 
 
 # --- methods: each in two processes and in one ----------------------------------------------------

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch, require
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import compose, moco_v2, paraphrase
-from mmcl_core.data.batches import require
 from mmcl_core.data.groups import caption_codes
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
 from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
@@ -35,8 +35,6 @@ from tests.mmcl_core.methods.test_moco import (
     step,
 )
 from tests.mmcl_core.test_distributed import scenes
-
-Batch = dict[str, Tensor]
 
 QUEUES = ("image", "caption", "inter_image", "inter_caption")
 # What a term needs besides `image` and `caption`, and its queue.

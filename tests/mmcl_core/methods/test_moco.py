@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import paraphrase
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
@@ -24,8 +25,6 @@ from mmcl_core.training import fit, load_checkpoint, save_checkpoint
 from tests import reference
 from tests.compare import unit
 from tests.mmcl_core.test_distributed import scenes
-
-Batch = dict[str, Tensor]
 
 
 def small(modality: str = "image", seed: int = 0, **kwargs: Any) -> MoCo:
