@@ -50,6 +50,10 @@ class BatchSource(Protocol):
     def batch(self, indices: Sequence[int]) -> Batch: ...
 
 
+# What `fit` and `embed_all` take; see `Batched`.
+Data = BatchSource | Dataset[Any]
+
+
 # --- which samples --------------------------------------------------------------------------------
 
 
@@ -89,7 +93,7 @@ def index(indices: Indices, n: int) -> Tensor:
     return torch.where(chosen < 0, chosen + n, chosen)
 
 
-def row(i: SupportsIndex, n: int) -> int:
+def row_of(i: SupportsIndex, n: int) -> int:
     """One sample out of `n`, from 0 to n - 1. A negative number counts from the end.
 
     Raises:
@@ -174,7 +178,7 @@ class BatchDataset(Dataset[Batch]):
 
     def __getitem__(self, i: SupportsIndex) -> Batch:
         """One sample, without the axis of the batch. All captions have one length."""
-        return self.__getitems__([row(i, len(self))])[0]
+        return self.__getitems__([row_of(i, len(self))])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
         """Several samples: what a `DataLoader` asks for, to stack them."""

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_book.experiments import fdt, small, structure, tokens
-from mmcl_book.experiments.mct import crop
 from mmcl_book.methods import FDTGMC, MoCoCLIP
 from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.augment import compose, paraphrase
+from mmcl_core.data.augment import compose, crop, paraphrase
 from mmcl_core.data.drawing import ATTRIBUTES
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
 from mmcl_core.errors import MMCLError
@@ -119,11 +118,11 @@ def train(
     """
     data = training_scenes(seed)
     trained = new(method, data, seed, batch=batch, **settings)
-    augment = paraphrase(data.sentences, view=True)
+    augment = paraphrase(data, view=True)
     if isinstance(trained, MoCoCLIP | MCT):
         augment = compose(augment, crop())
         first = range(0, min(QUEUE, len(data)), batch)
-        trained.warm_start(augment(data.__getitems__(range(i, i + batch))) for i in first)
+        trained.warm_start(augment(data.batch(range(i, i + batch))) for i in first)
     fit(
         trained, data, epochs=EPOCHS, batch_size=batch, lr=lr, augment=augment, seed=seed,
         progress=False,

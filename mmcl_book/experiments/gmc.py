@@ -168,7 +168,7 @@ def _trained(method: nn.Module, data: ShapesCaptions, seed: int, epochs: int | N
         data,
         seed,
         epochs=missing.EPOCHS if epochs is None else epochs,
-        augment=compose(paraphrase(data.sentences), with_labels(y)),
+        augment=compose(paraphrase(data), with_labels(data, y)),
         callbacks=[watching(trained)],
     )
     return trained

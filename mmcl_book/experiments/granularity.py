@@ -13,6 +13,7 @@ from torch import nn
 
 from mmcl_book.experiments import small
 from mmcl_core.batches import Batch
+from mmcl_core.data.augment import finder
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
 from mmcl_core.data.shapes import NAMED_AT_DETAIL
 from mmcl_core.errors import MMCLError
@@ -98,10 +99,10 @@ def _supervised(seed: int) -> Supervised:
     data = small.scenes(small.PAIRS, seed, objects=(1, 1))
     labels = measures.of_the_object(data)
     torch.manual_seed(seed)
-    method = Supervised()
+    method, find = Supervised(), finder(data)
 
     def with_attributes(batch: Batch) -> Batch:
-        return batch | {name: values[batch["index"]] for name, values in labels.items()}
+        return batch | {name: values[find(batch)] for name, values in labels.items()}
 
     small.train(method, data, seed, augment=with_attributes)
     return method

@@ -44,7 +44,7 @@ def calls(method: FDT, data: ShapesCaptions, name: str) -> Calls:
     found = []
     for rows in torch.arange(len(data)).split(250):
         scores, weights, mask = method.token_attention(
-            {name: data.__getitems__(rows)[name]}
+            {name: data.batch(rows)[name]}
         )[name]  # fmt: skip
         caller = scores.masked_fill(~mask[:, :, None], silent).argmax(1)  # [B, C]
         sample, token = weights.nonzero(as_tuple=True)

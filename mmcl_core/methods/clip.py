@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, at_hand, require
-from mmcl_core.data.groups import caption_groups
+from mmcl_core.data.groups import caption_groups, codes_of
 from mmcl_core.distributed import gather, own_rows
 from mmcl_core.encoders import ProjectionHead, width_of
 from mmcl_core.errors import MMCLError
@@ -80,7 +80,7 @@ class CLIP(nn.Module):
             gather(caption),
             self.logit_scale,
             chunk_size=self.chunk_size,
-            groups=caption_groups(gather(batch["caption"], pad=True)),
+            groups=caption_groups(gather(codes_of(batch))),
             rows=own_rows(len(image)),
         )
         return {"total": total}

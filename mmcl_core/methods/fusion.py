@@ -119,7 +119,7 @@ class LateFusion(nn.Module):
             raise MissingModalityError(
                 f"LateFusion trains on {', '.join(self.modalities)} and label; "
                 f"{' and '.join(absent)} not in the batch, which holds {sorted(batch)}"
-                + ("; add it with augment=with_labels(labels)" if "label" in absent else "")
+                + ("; add it with augment=with_labels(data, labels)" if "label" in absent else "")
             )
         features = self._features(batch)
         label = _checked(batch["label"], len(batch[self.modalities[0]]), self.classes)

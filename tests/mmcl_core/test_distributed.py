@@ -380,7 +380,7 @@ class Scenes:
     def __len__(self) -> int:
         return 22
 
-    def __getitems__(self, indices: list[int]) -> Batch:
+    def batch(self, indices: list[int]) -> Batch:
         part = {name: self.batch[name][indices] for name in ("image", "caption")}
         return part | {"caption": part["caption"][:, part["caption"].any(0)]}
 
@@ -425,7 +425,7 @@ def process() -> int:
 def with_callbacks() -> tuple[list[tuple[int, float]], list[Callable[[Progress], None]]]:
     """One that looks, at a loss, too; and one that changes a weight of the loss."""
     seen: list[tuple[int, float]] = []
-    batch = Scenes().__getitems__(range(8))
+    batch = Scenes().batch(range(8))
 
     def look(progress: Progress) -> None:
         with torch.no_grad():

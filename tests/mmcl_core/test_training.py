@@ -66,7 +66,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.image)
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
         self.asked.append(list(indices))
         return {"image": self.image[indices], "caption": self.caption[indices]}
 
@@ -145,7 +145,7 @@ def test_fit_is_the_plain_loop(schedule, clip):
     with torch.random.fork_rng([]):
         torch.manual_seed(5)
         for step, indices in enumerate(data.asked):
-            parts = method.loss(noisy(Pairs().__getitems__(indices)))
+            parts = method.loss(noisy(Pairs().batch(indices)))
             optimizer.zero_grad()
             parts["total"].backward()
             grads = torch.cat([p.grad.flatten() for p in method.parameters()])

@@ -108,7 +108,7 @@ def test_captions_name_shapes_and_tags_name_shapes_and_colours() -> None:
 
 
 def test_a_crop_changes_the_second_view_alone() -> None:
-    batch = mct.scenes(6, 0).__getitems__(range(6))
+    batch = mct.scenes(6, 0).batch(range(6))
     torch.manual_seed(0)
     seen = mct.crop()(batch)
     assert {name for name in seen if name not in batch} == {"image_view"}
@@ -123,13 +123,13 @@ def test_a_crop_changes_the_second_view_alone() -> None:
 
 def test_what_is_drawn_again_has_the_same_objects_in_another_picture() -> None:
     data = mct.scenes(8, 3)
-    batch = data.__getitems__([5, 0, 7])
+    batch = data.batch([5, 0, 7])
     seen = mct.draw_again(data, 99)(batch)
     objects = {name: values.numpy() for name, values in data.attributes.items()}
     other = mct.scenes(8, 99, attributes=objects)
     for name in ATTRIBUTES:
         assert torch.equal(other.attributes[name], data.attributes[name])
-    assert torch.equal(seen["image_view"], other.__getitems__([5, 0, 7])["image"])
+    assert torch.equal(seen["image_view"], other.batch([5, 0, 7])["image"])
     difference = (seen["image_view"] - batch["image"]).abs().mean((1, 2, 3))
     assert (difference > 0.01).all()
 
@@ -196,7 +196,7 @@ def lab() -> tuple[MCT, ShapesCaptions]:
 
 def test_pooled_reads_pictures_and_any_sentence(lab) -> None:
     method, data = lab
-    batch = data.__getitems__(range(SCENES))
+    batch = data.batch(range(SCENES))
     with torch.no_grad():
         image = method.encoders["image"](batch["image"]).pooled
         second = method.encoders["caption"](data.sentences[:, 1]).pooled

@@ -153,7 +153,7 @@ def test_recall_and_uniformity_by_loops(tiny) -> None:
     method = moco.new_in_batch(1)
     told = moco.quality(method, 12)
     torch.manual_seed(moco.VIEWS_SEED)
-    batch = moco.two_crops(small.scenes(SCENES, 12).__getitems__(range(SCENES)))
+    batch = moco.two_crops(small.scenes(SCENES, 12).batch(range(SCENES)))
     with torch.no_grad():
         x, y = (method.query(batch[name]) for name in ("image", "image_view"))
     cosines = (x @ y.T).tolist()

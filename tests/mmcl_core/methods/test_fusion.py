@@ -66,7 +66,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tensors["label"])
 
-    def __getitems__(self, indices) -> dict[str, Tensor]:
+    def batch(self, indices) -> dict[str, Tensor]:
         return {name: x[indices] for name, x in self.tensors.items()}
 
 

@@ -305,7 +305,7 @@ def test_terms_between_the_modalities_train_without_views() -> None:
         def __len__(self) -> int:
             return 12
 
-        def __getitems__(self, indices: list[int]) -> Batch:
+        def batch(self, indices: list[int]) -> Batch:
             return {name: scenes()[name][indices] for name in ("image", "caption")}
 
     model = small(tags=0, weights={"image": 0, "caption": 0}, momentum=0.9)
@@ -670,8 +670,8 @@ def test_it_learns_within_and_between_the_modalities() -> None:
         48, views=("image_view",), scale=(0.7, 1.0), jitter=(0.2, 0.2, 0.2, 0.0),
         grayscale_p=0.0, blur_p=0.0,
     )  # fmt: skip
-    augment = compose(paraphrase(lab.sentences, view=True), views)
-    model.warm_start([augment(lab.__getitems__(range(128)))])  # now losses can be compared
+    augment = compose(paraphrase(lab, view=True), views)
+    model.warm_start([augment(lab.batch(range(128)))])  # now losses can be compared
     history = fit(
         model, lab, epochs=20, batch_size=32, lr=3e-3, progress=False, augment=augment
     )  # fmt: skip
