@@ -68,10 +68,11 @@ class CaptionFolder(BatchDataset):
 
     **Bad rows.** A malformed row (the published Flickr30k has one), an empty caption, one that is
     too long, a picture that is missing: with ``on_error="raise"`` all of them are reported in one
-    `DataError`, with file and row. With ``on_error="skip"`` they are left out, a warning says how many and which, and `skipped` lists every one. An unreadable picture shows only
-    when it is decoded. With "raise" that is a `DataError` then, with file and row. With "skip" each
-    picture is decoded once at the start, so that the length and the numbering stay fixed and
-    training cannot stop half-way: this takes as long as one pass over the pictures.
+    `DataError`, with file and row. With ``on_error="skip"`` they are left out, a warning says how
+    many and which, and `skipped` lists every one. An unreadable picture shows only when it is
+    decoded. With "raise" that is a `DataError` then, with file and row. With "skip" each picture is
+    decoded once at the start, so that the length and the numbering stay fixed and training cannot
+    stop half-way: this takes as long as one pass over the pictures.
 
     Attributes:
         paths: the picture files, `N` of them.

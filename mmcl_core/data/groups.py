@@ -32,7 +32,7 @@ def caption_codes(captions: Tensor) -> Tensor:
     """A code for each caption, the same for the same ids, in any batch and at any width.
 
     A polynomial of the ids, modulo 2^64: two captions have one code by accident once in about
-    10^19 pairs. It is 0 for a caption with ``<unk>`` (id 3), and for one that is all padding.
+    10^19 pairs. It is 0 for a caption with ``<unk>`` (id 3).
 
     Args:
         captions: int64 [N, L], 0 = padding.
@@ -49,7 +49,8 @@ def caption_codes(captions: Tensor) -> Tensor:
         )
     # Any odd number with many bits; int64 wraps around, which is the modulus.
     base = torch.full((captions.shape[1],), 6364136223846793005, device=captions.device)
-    return (captions * base.cumprod(0)).sum(1).masked_fill((captions == UNK).any(1), 0)
+    codes = 1 + (captions * base.cumprod(0)).sum(1)
+    return codes.masked_fill((captions == UNK).any(1), 0)
 
 
 def codes_of(batch: Batch, name: str = "caption") -> Tensor:

@@ -68,13 +68,13 @@ class Views:
     """22 samples for `fit`: 5 steps an epoch in batches of 4."""
 
     def __init__(self) -> None:
-        self.batch = scenes(22)
+        self.values = scenes(22)
 
     def __len__(self) -> int:
         return 22
 
     def batch(self, indices: list[int]) -> Batch:
-        return {name: values[indices] for name, values in self.batch.items()}
+        return {name: values[indices] for name, values in self.values.items()}
 
 
 class Stop(Exception):
