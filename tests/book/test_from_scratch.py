@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import nn
 
-from mmcl_book.experiments import gmc, mct, moco, small, structure, tokens
+from mmcl_book.experiments import gmc, moco, small, structure, tokens
 from mmcl_book.methods import MMVAE, codes, vae
 from mmcl_core import evaluation, losses
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.augment import compose, paraphrase
+from mmcl_core.data.augment import compose, crop, paraphrase
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
 from mmcl_core.data.shapes import NAMED_AT_DETAIL
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
@@ -326,7 +326,7 @@ def test_tiny_mct_is_the_library_mct(least: int) -> None:
         mine.load_state_dict(theirs.state_dict())
     trained = library.query, nn.ModuleList([tiny.image, tiny.caption])
     optimizers = [torch.optim.SGD([*towers.parameters()], lr=0.1) for towers in trained]
-    views = compose(paraphrase(data, view=True), mct.crop())
+    views = compose(paraphrase(data, view=True), crop())
     for step in range(3):
         batch = views(data.batch(range(8 * step, 8 * step + 8)))
         theirs = library.loss(batch)
@@ -393,7 +393,7 @@ def test_mct_exercise_says_who_learns(monkeypatch) -> None:
         tower = getattr(tiny, m)
         learners |= {f"{m} encoder": tower.encoder, f"{m} intra head": tower.intra}
         learners[f"{m} inter head"] = tower.inter
-    views = compose(paraphrase(data, view=True), mct.crop())
+    views = compose(paraphrase(data, view=True), crop())
     for name, value in {"tiny": tiny, "data": data, "views": views, "LEARNERS": learners}.items():
         monkeypatch.setitem(page, name, value)
     check, right = page["check_learners"], page["of_queries"]

@@ -1,5 +1,6 @@
 """Augmentations: same seed same views, and what each must leave alone."""
 
+import math
 import random
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmcl_core.data.augment import compose, moco_v2, paraphrase, with_labels, word_dropout
+from mmcl_core.data.augment import compose, crop, moco_v2, paraphrase, with_labels, word_dropout
 from mmcl_core.errors import DataError, MissingModalityError, MMCLError, ShapeError
 
 # Four samples, three sentences each; the word says sample and sentence: 10 * sample + sentence.
@@ -47,6 +48,7 @@ ALL = {
     "paraphrase": (paraphrase(Told(), view=True), batch_of([3, 1, 1, 0])),
     "word_dropout": (word_dropout(0.5), {"caption": SENTENCES[:, 2]}),
     "moco_v2": (moco_v2(24), PICTURES),
+    "crop": (crop(), PICTURES),
     "compose": (
         compose(paraphrase(Told(), view=True), word_dropout(0.5, view=True), moco_v2(24)),
         batch_of([3, 1, 0, 2], image=PICTURES["image"][:4]),
@@ -215,6 +217,88 @@ def test_word_dropout_says_what_is_wrong():
         word_dropout(1.5)
     with pytest.raises(MissingModalityError, match="word_dropout needs"):
         word_dropout()({"image": torch.ones(1)})
+
+
+# --- crop -----------------------------------------------------------------------------------------
+
+
+def sampled(picture: torch.Tensor, side: float, shift: list[float]) -> torch.Tensor:
+    """The crop of one picture, pixel by pixel, between the four that surround each place."""
+    size = picture.shape[-1]
+    crop = torch.empty_like(picture)
+    for row in range(size):
+        for column in range(size):
+            x, y = (  # in pixels, from the middle of the first one
+                ((side * ((2 * at + 1) / size - 1) + middle + 1) * size - 1) / 2
+                for at, middle in zip((column, row), shift, strict=True)
+            )
+            x, y = (min(max(place, 0), size - 1) for place in (x, y))
+            left, top = math.floor(x), math.floor(y)
+            right, bottom = min(left + 1, size - 1), min(top + 1, size - 1)
+            a, b = x - left, y - top
+            upper = (1 - a) * picture[:, top, left] + a * picture[:, top, right]
+            lower = (1 - a) * picture[:, bottom, left] + a * picture[:, bottom, right]
+            crop[:, row, column] = (1 - b) * upper + b * lower
+    return crop
+
+
+def test_a_crop_is_the_loop_over_pixels():
+    given = PICTURES["image"][:3]
+    torch.manual_seed(4)
+    found = crop((0.25, 1.0))({"image": given})["image_view"]
+    torch.manual_seed(4)
+    side = torch.empty(3).uniform_(0.25, 1.0).sqrt()
+    shift = (2 * torch.rand(3, 2) - 1) * (1 - side)[:, None]
+    for i in range(3):
+        expected = sampled(given[i], float(side[i]), shift[i].tolist())
+        torch.testing.assert_close(found[i], expected, atol=1e-4, rtol=0)
+
+
+def test_a_crop_of_everything_is_the_picture():
+    whole = crop((1.0, 1.0))(PICTURES)
+    torch.testing.assert_close(whole["image_view"], PICTURES["image"], atol=1e-5, rtol=0)
+    assert whole["image"] is PICTURES["image"]
+
+
+def test_crops_keep_the_colours_and_the_type():
+    plain = torch.tensor([0.2, 0.5, 0.9])[None, :, None, None].expand(4, 3, 32, 32)
+    for dtype in (torch.float32, torch.float64):
+        found = crop()({"image": plain.to(dtype)})["image_view"]
+        torch.testing.assert_close(found, plain.to(dtype), atol=1e-6, rtol=0)
+
+
+def test_a_crop_is_a_part_of_the_picture() -> None:
+    """A picture whose value is its place: the crop tells where it was cut, by two corners."""
+    size = 32
+    places = torch.linspace(-1 + 1 / size, 1 - 1 / size, size)
+    ramp = torch.stack(torch.meshgrid(places, places, indexing="ij"))
+    image = torch.cat([ramp, ramp[:1]]).expand(200, -1, -1, -1)
+    torch.manual_seed(0)
+    part = crop((0.5, 1.0))({"image": image})["image_view"]
+    down, right = part[:, 0, 4:-4, 0], part[:, 1, 0, 4:-4]  # inside of the border
+    side = (down[:, -1] - down[:, 0]) / (places[-5] - places[4])
+    torch.testing.assert_close(side, (right[:, -1] - right[:, 0]) / (places[-5] - places[4]))
+    assert 0.5**0.5 - 1e-4 <= float(side.min()) < 0.72
+    assert 0.98 < float(side.max()) <= 1 + 1e-4
+    middle = part[:, :2, 15:17, 15:17].mean((2, 3))
+    assert (middle.abs() <= (1 - side)[:, None] + 1e-4).all()
+    assert (middle.mean(0).abs() < 0.03).all()
+    assert (middle.std(0) > 0.05).all()
+
+
+def test_crop_says_what_is_wrong():
+    for scale in ((0.0, 1.0), (0.8, 0.5), (0.5, 1.2)):
+        with pytest.raises(MMCLError, match="0 < least <= greatest <= 1"):
+            crop(scale)
+    with pytest.raises(MMCLError, match="views"):
+        crop(views=("caption",))
+    with pytest.raises(MissingModalityError, match="crop needs image"):
+        crop()({"caption": SENTENCES[:, 0]})
+    with pytest.raises(ShapeError, match=r"expected float \[B, 3, H, W\]"):
+        crop()({"image": torch.ones(2, 3, 8, 8, dtype=torch.uint8)})
+
+
+# --- MoCo-v2 --------------------------------------------------------------------------------------
 
 
 def test_moco_v2_gives_two_different_views_in_range_at_the_size_asked_for():
