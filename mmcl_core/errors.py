@@ -21,6 +21,10 @@ class DataError(MMCLError):
     """A file, a row or a caption cannot be used."""
 
 
+class RowError(DataError, IndexError):
+    """There is no such row: a number is outside a data set."""
+
+
 class CheckpointError(MMCLError):
     """A checkpoint cannot be read, or belongs to another method."""
 

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from mmcl_core.batches import Batch, Batched, Data
 from mmcl_core.checkpoints import (
     OWN_RECORDS,
     Checkpoint,
@@ -51,18 +52,9 @@ __all__ = [
     "schedule_factor",
 ]
 
-Batch = dict[str, Tensor]
 Schedule = Literal["one_cycle", "cosine", "constant"]
 
 SCHEDULES = ("one_cycle", "cosine", "constant")
-
-
-class BatchSource(Protocol):
-    """What `fit` trains on: whole batches by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ class Progress:
 @joined()
 def fit(
     method: nn.Module,
-    data: BatchSource,
+    data: Data,
     *,
     epochs: int,
     batch_size: int = 128,
@@ -128,7 +120,9 @@ def fit(
     Args:
         method: an `nn.Module` with `loss(batch) -> dict` of scalars, `"total"` among them, and
             perhaps `after_step()`, called after each step of the optimiser.
-        data: has `__len__` and `__getitems__(indices) -> batch` (a dict of tensors).
+        data: has `__len__` and `batch(indices) -> dict of tensors`, as the data sets of this
+            library have; or is a part of such one by `random_split`; or any `Dataset` whose samples
+            are dicts (see `Batched`).
         epochs: passes over the data; at least 1.
         batch_size: samples of one step, 1 to `len(data)`; of all processes together.
         lr: the highest learning rate, above 0.
@@ -165,6 +159,7 @@ def fit(
         CheckpointError: the checkpoint is not of this method or of this training.
     """
     _check_settings(epochs, batch_size, lr, weight_decay, schedule, warmup, clip_norm, seed)
+    data = Batched(data)
     _check_protocols(method, data, augment, callbacks, batch_size)
     path = _checkpoint_path(checkpoint, checkpoint_every, resume)
     method.to(own_device(device_of(method) if device is None else device))
@@ -202,7 +197,7 @@ def fit(
     loss = cast(Callable[[Batch], dict[str, Tensor]], method.loss)
     after_step = cast(Callable[[], None] | None, getattr(method, "after_step", None))
     loader = DataLoader(
-        cast(Any, data),
+        data,
         batch_sampler=_Order(
             len(data), batch_size, seed, start, steps, own_rows(batch_size // world_size())
         ),
@@ -354,7 +349,7 @@ def _identity(batch: Any) -> Any:
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
-    batch = _checked_batch(batch, "data.__getitems__(indices)")
+    batch = _checked_batch(batch, "data.batch(indices)")
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
@@ -452,7 +447,7 @@ def _check_settings(
 
 def _check_protocols(
     method: nn.Module,
-    data: object,
+    data: Batched,
     augment: object,
     callbacks: Sequence[object],
     batch_size: int,
@@ -462,13 +457,7 @@ def _check_protocols(
             "method must be an nn.Module with loss(batch) -> dict of scalars; "
             f"got {type(method).__name__}"
         )
-    for name in ("__len__", "__getitems__"):
-        if not callable(getattr(data, name, None)):
-            raise MMCLError(
-                "data must have __len__ and __getitems__(indices) -> batch; "
-                f"{type(data).__name__} has no {name}"
-            )
-    if (n := len(cast(BatchSource, data))) < batch_size:
+    if (n := len(data)) < batch_size:
         raise ShapeError(f"expected at least one batch of {batch_size} samples; the data has {n}")
     if augment is not None and not callable(augment):
         raise MMCLError(f"augment must be callable on a batch; got {type(augment).__name__}")

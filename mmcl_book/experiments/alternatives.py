@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmcl_book.experiments import comparison, fdt, small, tokens
 from mmcl_book.methods import MMVAE, MVAE, CodeCLIP
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import paraphrase, with_labels
 from mmcl_core.data.drawing import VALUES
@@ -28,8 +29,6 @@ from mmcl_core.evaluation import summary as measures
 from mmcl_core.methods import FDT
 from mmcl_core.methods.fdt import codebook_usage
 from mmcl_core.training import fit
-
-Batch = dict[str, Tensor]
 
 CONDITIONS: dict[str, dict[str, Any]] = {
     name: {"method": name} for name in ("MVAE", "MMVAE", "codes", "FDT")
@@ -74,7 +73,7 @@ def train(seed: int, *, method: str = "MMVAE") -> nn.Module:
     trained = new(method, data, seed)
     fit(
         trained, data, epochs=comparison.EPOCHS, batch_size=comparison.BATCH, lr=comparison.LR,
-        augment=paraphrase(data.sentences), seed=seed, progress=False,
+        augment=paraphrase(data), seed=seed, progress=False,
     )  # fmt: skip
     return trained
 
@@ -136,7 +135,7 @@ def judge() -> Judge:
         trained = Judge()
         fit(
             trained, data, epochs=JUDGE_EPOCHS, batch_size=64, lr=5e-3,
-            augment=with_labels(measures.shape_and_colour(data)), progress=False,
+            augment=with_labels(data, measures.shape_and_colour(data)), progress=False,
         )  # fmt: skip
     return trained.eval()
 
@@ -208,7 +207,7 @@ def reconstructions(
     method.eval()
     rows = []
     for some in torch.arange(len(data)).split(250):
-        batch = data.__getitems__(some)
+        batch = data.batch(some)
         rows.append(method.reconstruct({m: batch[m] for m in present}, modality))
     return torch.cat(rows)
 
@@ -261,7 +260,7 @@ def calls(method: FDT | CodeCLIP, data: ShapesCaptions, name: str) -> tokens.Cal
     method.eval()
     found = []
     for rows in torch.arange(len(data)).split(250):
-        batch = data.__getitems__(rows)
+        batch = data.batch(rows)
         codes = method.ground({name: batch[name]}, name).codes
         real = batch["caption"] != 0 if name == "caption" else torch.ones_like(codes).bool()
         sample, place = real.nonzero(as_tuple=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmcl_book.experiments import small, structure, tokens
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.groups import caption_groups
+from mmcl_core.data.groups import first_captions
 from mmcl_core.encoders import CaptionEncoder
 from mmcl_core.evaluation import embed_all, pointing_game, recall_at_k
 from mmcl_core.evaluation import summary as measures
@@ -223,7 +223,7 @@ def set_padding(method: FDT, padding: Any) -> None:
 
 def recall(data: ShapesCaptions, image: Tensor, caption: Tensor) -> float:
     """Recall@1 of unit vectors [N, D], the mean of both directions; the same words are right."""
-    groups = caption_groups(data.sentences[:, 0])
+    groups = first_captions(data)
     pairs = (image, caption), (caption, image)
     return sum(recall_at_k(*pair, groups=groups) for pair in pairs) / 2
 
@@ -231,7 +231,7 @@ def recall(data: ShapesCaptions, image: Tensor, caption: Tensor) -> float:
 def bags(method: CLIP) -> float:
     """Share of colliding pictures that are nearer to their own caption."""
     pair = ShapesCaptions.colliding(500, seed=small.TEST_SEED, size=small.SIZE)
-    one, other = (data.__getitems__(range(500)) for data in pair)
+    one, other = (data.batch(range(500)) for data in pair)
     own = [structure.pooled_similarity(method, each, each).diag() for each in (one, other)]
     swapped = [
         structure.pooled_similarity(method, *each).diag() for each in ((one, other), (other, one))

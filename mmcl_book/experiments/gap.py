@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmcl_book.experiments import small
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.groups import caption_groups
+from mmcl_core.data.groups import first_captions
 from mmcl_core.evaluation import (
     alignment,
     cone,
@@ -74,7 +74,7 @@ def measure(trained: Trained) -> dict[str, float]:
         "image uniformity": uniformity(image),
         "caption uniformity": uniformity(caption),
     }
-    groups = caption_groups(trained.test.sentences[:, 0])
+    groups = first_captions(trained.test)
     for distance in SHIFTED:
         there, loss = shifted(image, caption, distance, groups, trained.temperatures[-1])
         measured |= {f"recall, shifted to {distance:g}": there}

@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch
 from mmcl_core.distributed import (
     alone,
     average,
@@ -33,7 +34,6 @@ BATCH, FEATURES, DIM, ROUNDS = 1024, 128, 64, 3  # BATCH of all processes togeth
 TILE, SMALL = 64, 4  # gradients are compared at a SMALL-th of the batch
 CONE = 1.5  # what is added to all features, to put all embeddings into a cone
 STEPS_TO_LEARN, RATES = 60, {"SGD": 0.3, "AdamW": 0.01}
-Batch = dict[str, Tensor]
 Loss = Callable[[list[Tensor], Tensor], Tensor]
 
 

@@ -59,7 +59,7 @@ def train(
         epochs=epochs,
         batch_size=128,
         lr=5e-3,
-        augment=augment or paraphrase(data.sentences),
+        augment=augment or paraphrase(data),
         callbacks=callbacks,
         seed=seed,
         progress=False,

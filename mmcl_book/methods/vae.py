@@ -24,12 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import at_hand, require
+from mmcl_core.batches import Batch, at_hand, require
 from mmcl_core.data.tokenizer import SPECIALS
 from mmcl_core.encoders import width_of
 from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
-
-Batch = dict[str, Tensor]
 
 # At the beginning, means are spread out and variances small, or the decoders would see little but
 # noise for hundreds of steps. Ours.

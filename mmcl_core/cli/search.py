@@ -215,7 +215,7 @@ def embed_folder(
         bad += [f"{pictures.names[i]} ({error})" for i, error in unreadable.items()]
         if len(batch["index"]) and (skip_bad or not bad):  # else the others are only looked for
             rows.append(embed_all(run.method, {"image": batch["image"]}, ("image",)))
-            kept += batch["index"].tolist()
+            kept += [i for i in numbers if i not in unreadable]
         done(len(numbers))
     if bad and (not skip_bad or not kept):
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""

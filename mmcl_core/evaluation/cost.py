@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from mmcl_core.batches import Batch
 from mmcl_core.errors import MMCLError
-
-Batch = dict[str, Tensor]
 
 
 class StepCost(NamedTuple):

@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch, Data
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.evaluation.checks import _check_classes, _labels, _matrix, _unit
-from mmcl_core.evaluation.embedding import Batch, BatchSource, _place, _rows, embed_all
+from mmcl_core.evaluation.embedding import _place, _rows, embed_all
 from mmcl_core.evaluation.probes import _chance, _fit_probe
 
 
@@ -34,9 +35,9 @@ class MissingModality:
 
 def missing_modality(
     method: nn.Module,
-    train: BatchSource | Batch,
+    train: Data | Batch,
     train_y: Tensor,
-    test: BatchSource | Batch,
+    test: Data | Batch,
     test_y: Tensor,
     modalities: Sequence[str],
     *,
@@ -159,7 +160,7 @@ class Closeness:
 
 def partial_to_complete(
     method: nn.Module,
-    data: BatchSource | Batch,
+    data: Data | Batch,
     modalities: Sequence[str],
     *,
     batch_size: int = 256,

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mmcl_core.batches import Batch
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.methods.fusion import LateFusion
 
@@ -82,8 +83,8 @@ def blending_weights(earlier: Losses, later: Losses, *, floor: float = FLOOR) ->
 
 def head_losses(
     method: LateFusion,
-    train: dict[str, Tensor],
-    validation: dict[str, Tensor],
+    train: Batch,
+    validation: Batch,
     *,
     batch_size: int = 256,
 ) -> dict[str, tuple[float, float]]:
@@ -165,8 +166,8 @@ class GradientBlending:
 
     def __init__(
         self,
-        train: dict[str, Tensor],
-        validation: dict[str, Tensor],
+        train: Batch,
+        validation: Batch,
         *,
         every: int,
         floor: float = FLOOR,
@@ -235,7 +236,7 @@ def _changes(earlier: Losses, later: Losses) -> dict[str, tuple[float, float]]:
     return changes
 
 
-def _mean_losses(method: LateFusion, batch: dict[str, Tensor], batch_size: int) -> dict[str, float]:
+def _mean_losses(method: LateFusion, batch: Batch, batch_size: int) -> dict[str, float]:
     size = max((len(value) for value in batch.values()), default=0)
     if size < 1 or batch_size < 1:
         raise ShapeError(f"expected samples, one at once or more; got {size}, {batch_size} at once")

@@ -14,14 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import at_hand, require
+from mmcl_core.batches import Batch, at_hand, require
 from mmcl_core.distributed import gather, own_rows
 from mmcl_core.encoders import ProjectionHead, width_of
 from mmcl_core.errors import MissingModalityError, MMCLError
 from mmcl_core.losses import gmc_loss
 from mmcl_core.losses.gmc import Variant
-
-Batch = dict[str, Tensor]
 
 
 class GMC(nn.Module):

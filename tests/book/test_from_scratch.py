@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import nn
 
-from mmcl_book.experiments import gmc, mct, moco, small, structure, tokens
+from mmcl_book.experiments import gmc, moco, small, structure, tokens
 from mmcl_book.methods import MMVAE, codes, vae
 from mmcl_core import evaluation, losses
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.augment import compose, paraphrase
+from mmcl_core.data.augment import compose, crop, paraphrase
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
 from mmcl_core.data.shapes import NAMED_AT_DETAIL
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
@@ -160,7 +160,7 @@ def test_tiny_clip_is_the_library_clip() -> None:
     )
     tiny.image_head.load_state_dict({"weight": library.heads["image"][0].weight})
     tiny.caption_head.load_state_dict({"weight": library.heads["caption"][0].weight})
-    batch = lab.__getitems__(range(24))
+    batch = lab.batch(range(24))
     torch.testing.assert_close(tiny.loss(batch), library.loss(batch))
 
 
@@ -202,7 +202,7 @@ def test_word_similarity_is_that_of_the_library() -> None:
     data = ShapesCaptions(5, seed=1, size=32, objects=(1, 1), sentences=1, synonyms=False)
     torch.manual_seed(0)
     method = CLIP(ImageEncoder(size=32, width=32), CaptionEncoder(len(data.tokenizer), width=32))
-    batch = data.__getitems__(range(5))
+    batch = data.batch(range(5))
     patches, _ = method.embed_tokens(batch, "image")
     words, real = structure.words_of(method, batch)
     table = structure.token_similarity(method, batch, batch)
@@ -230,7 +230,7 @@ def test_tiny_fusion_is_late_fusion() -> None:
     mine = page["TinyFusion"](encoders, 36, 16)
     mine.fused.load_state_dict(library.fused.state_dict())
     mine.head.load_state_dict(library.heads["fusion"].state_dict())
-    batch = data.__getitems__(range(8))
+    batch = data.batch(range(8))
     for present in (("image",), ("caption",), ("image", "caption")):
         part = {m: batch[m] for m in present}
         torch.testing.assert_close(mine.logits(part), library.logits(part))
@@ -245,7 +245,7 @@ def test_accuracy_of_subsets_is_missing_modality() -> None:
     found = evaluation.missing_modality(
         method, data, torch.arange(6), data, labels, names, classifier="own"
     )
-    batch = data.__getitems__(range(40))
+    batch = data.batch(range(40))
     assert page["accuracy_of_subsets"](method.logits, batch, labels, names) == pytest.approx(
         found.accuracy
     )
@@ -326,9 +326,9 @@ def test_tiny_mct_is_the_library_mct(least: int) -> None:
         mine.load_state_dict(theirs.state_dict())
     trained = library.query, nn.ModuleList([tiny.image, tiny.caption])
     optimizers = [torch.optim.SGD([*towers.parameters()], lr=0.1) for towers in trained]
-    views = compose(paraphrase(data.sentences, view=True), mct.crop())
+    views = compose(paraphrase(data, view=True), crop())
     for step in range(3):
-        batch = views(data.__getitems__(range(8 * step, 8 * step + 8)))
+        batch = views(data.batch(range(8 * step, 8 * step + 8)))
         theirs = library.loss(batch)
         mine, new = page["five_terms"](tiny, batch, least=least)
         torch.testing.assert_close(mine, {name: theirs[name] for name in mine})
@@ -393,7 +393,7 @@ def test_mct_exercise_says_who_learns(monkeypatch) -> None:
         tower = getattr(tiny, m)
         learners |= {f"{m} encoder": tower.encoder, f"{m} intra head": tower.intra}
         learners[f"{m} inter head"] = tower.inter
-    views = compose(paraphrase(data.sentences, view=True), mct.crop())
+    views = compose(paraphrase(data, view=True), crop())
     for name, value in {"tiny": tiny, "data": data, "views": views, "LEARNERS": learners}.items():
         monkeypatch.setitem(page, name, value)
     check, right = page["check_learners"], page["of_queries"]
@@ -441,7 +441,7 @@ def test_tiny_gmc_is_the_library_s() -> None:
     tiny = page["TinyGMC"](library.encoders, library.joint_encoders, 24, 8, 16)
     tiny.bases.load_state_dict(library.bases.state_dict())
     tiny.head.load_state_dict(library.head.state_dict())
-    batch = data.__getitems__(range(9))
+    batch = data.batch(range(9))
     torch.testing.assert_close(tiny.loss(batch), library.loss(batch)["total"])
     for present in (("image",), ("caption",), ("image", "caption")):
         part = {m: batch[m] for m in present}
@@ -612,7 +612,7 @@ def fdt_and_tiny(temperature: float) -> tuple[FDT, torch.nn.Module, dict[str, to
         library.encoders["image"], library.encoders["caption"], 40, 16, temperature
     )
     tiny.load_state_dict({k: v for k, v in library.state_dict().items() if k != "step"})
-    return library, tiny, data.__getitems__(range(12))
+    return library, tiny, data.batch(range(12))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 30.0])
@@ -778,7 +778,7 @@ def test_tiny_mmvae_is_mmvae() -> None:
     data = ShapesCaptions(8, seed=2, size=24, detail=2)
     torch.manual_seed(0)
     encoders = ImageEncoder(size=24, width=32), CaptionEncoder(len(data.tokenizer), width=32)
-    library, batch = MMVAE(*encoders, hidden=5), data.__getitems__(range(8))
+    library, batch = MMVAE(*encoders, hidden=5), data.batch(range(8))
     likelihoods = {
         "image": lambda drawn, x: vae.picture_log_likelihood(drawn, x, library.pixel_std),
         "caption": lambda logits, x: vae.words_log_likelihood(

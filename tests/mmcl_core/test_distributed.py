@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mmcl_book.methods import FDTGMC, CodeCLIP, MoCoCLIP
 from mmcl_core import distributed
+from mmcl_core.batches import Batch
 from mmcl_core.distributed import (
     alone,
     average,
@@ -51,8 +52,6 @@ WORLD = 2
 SECONDS = 120  # after which a run counts as hanging; it takes about 8
 TOLERANCE = 1e-9  # absolute, in float64
 
-Batch = dict[str, Tensor]
-
 
 # --- methods: each in two processes and in one ----------------------------------------------------
 
@@ -75,6 +74,7 @@ def scenes(size: int = 12, seed: int = 0) -> Batch:
     lengths = torch.randint(2, 6, (size, 1), generator=g)
     lengths[-2] = 6
     captions = torch.randint(1, 9, (2, size, 6), generator=g)
+    captions[captions == 3] = 8  # no unknown words: captions that hold some equal no other
     captions[torch.arange(6) >= lengths.expand(2, size, 1)] = 0
     captions[:, -1] = captions[:, 0]
     return {
@@ -381,7 +381,7 @@ class Scenes:
     def __len__(self) -> int:
         return 22
 
-    def __getitems__(self, indices: list[int]) -> Batch:
+    def batch(self, indices: list[int]) -> Batch:
         part = {name: self.batch[name][indices] for name in ("image", "caption")}
         return part | {"caption": part["caption"][:, part["caption"].any(0)]}
 
@@ -426,7 +426,7 @@ def process() -> int:
 def with_callbacks() -> tuple[list[tuple[int, float]], list[Callable[[Progress], None]]]:
     """One that looks, at a loss, too; and one that changes a weight of the loss."""
     seen: list[tuple[int, float]] = []
-    batch = Scenes().__getitems__(range(8))
+    batch = Scenes().batch(range(8))
 
     def look(progress: Progress) -> None:
         with torch.no_grad():

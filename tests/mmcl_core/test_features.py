@@ -195,7 +195,7 @@ def test_settings_that_cannot_be(data, tmp_path, settings) -> None:
 def test_a_batch_has_the_captions_of_the_folder(data, tmp_path, tokens) -> None:
     features = get(data, Counting(tokens), tmp_path)
     both = FeatureCaptions(data, features)
-    batch, pictures = both.__getitems__([4, 0]), data.__getitems__([4, 0])
+    batch, pictures = both.batch([4, 0]), data.batch([4, 0])
     assert torch.equal(batch["image"], torch.from_numpy(features[[4, 0]]))
     assert torch.equal(batch["caption"], pictures["caption"])
     assert torch.equal(batch["index"], pictures["index"])
@@ -203,7 +203,7 @@ def test_a_batch_has_the_captions_of_the_folder(data, tmp_path, tokens) -> None:
     assert both.captions(4) == data.captions(4)
     assert torch.equal(both[-1]["image"], torch.from_numpy(features[N - 1].copy()))
     part = both.subset(torch.tensor([4, 0]))
-    assert torch.equal(part.__getitems__([0, 1])["image"], batch["image"])
+    assert torch.equal(part.batch([0, 1])["image"], batch["image"])
     assert torch.equal(part.sentences, data.sentences[[4, 0]])
     assert part.paths == [data.paths[4], data.paths[0]]
     assert part.features is both.features  # nothing is copied
@@ -213,7 +213,7 @@ def test_a_batch_has_the_captions_of_the_folder(data, tmp_path, tokens) -> None:
     with pytest.raises(IndexError):
         both[N]
     with pytest.raises(ShapeError):
-        both.__getitems__([])
+        both.batch([])
     with pytest.raises(ShapeError, match="one row for each picture"):
         FeatureCaptions(data, features[1:])
 
@@ -269,9 +269,7 @@ def test_methods_train_on_features_as_on_pictures(data, tmp_path, kind, tokens) 
         method = GMC({"image": image, "caption": caption})
     else:
         method = {"CLIP": CLIP, "FDT": FDT}[kind](image, caption)
-    history = fit(
-        method, both, epochs=2, batch_size=6, augment=paraphrase(both.sentences), progress=False
-    )
+    history = fit(method, both, epochs=2, batch_size=6, augment=paraphrase(both), progress=False)
     assert all(np.isfinite(history.steps["total"]))
     assert embed_all(method, both).shape[0] == N
 
@@ -282,6 +280,6 @@ def test_the_frozen_encoder_of_a_trained_method(data, tmp_path) -> None:
     encoder = ImageEncoder(size=16, width=32)
     features = get(data, lambda x: encoder(x).tokens, tmp_path)
     with torch.no_grad():
-        tokens = encoder(data.__getitems__(range(N))["image"]).tokens
+        tokens = encoder(data.batch(range(N))["image"]).tokens
     assert np.allclose(features, tokens.numpy(), atol=1e-5)
     assert module.FeatureCaptions(data, features)[0]["image"].requires_grad is False

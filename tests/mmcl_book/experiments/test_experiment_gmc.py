@@ -133,7 +133,7 @@ def test_what_says_the_same_of_scenes() -> None:
     data = missing.scenes(40, 3)
     method = gmc.new_gmc(data, 0, masked=True, temperature=0.5)
     plain = gmc.new_gmc(data, 0, temperature=0.5)
-    batch = data.__getitems__(range(40)) | {"label": shape_and_colour(data)}
+    batch = data.batch(range(40)) | {"label": shape_and_colour(data)}
     method.requires_grad_(False)
     assert method.loss(batch)["total"] < plain.loss(batch)["total"]
     joint, total = method.embed_joint(batch), 0.0
@@ -186,7 +186,7 @@ def test_choices_are_all_but_none() -> None:
 def test_each_part_of_a_digit_has_an_encoder() -> None:
     data = Digits("validation")
     trunks = handwriting.encoders(data, data.modalities)
-    batch = data.__getitems__(range(5))
+    batch = data.batch(range(5))
     for m, trunk in trunks.items():
         encoded = trunk(batch[m])
         assert encoded.pooled.shape == (5, small.WIDTH)

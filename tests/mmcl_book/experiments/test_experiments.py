@@ -137,7 +137,7 @@ def test_captions_name_what_the_condition_says(untrained, condition: str) -> Non
 def test_the_supervised_are_shown_the_attributes_of_their_pictures(untrained) -> None:
     method = granularity.train(0, training="labels")
     ((data, how),) = untrained
-    batch = how["augment"](data.__getitems__([5, 60, 3]))
+    batch = how["augment"](data.batch([5, 60, 3]))
     for name in ATTRIBUTES:
         assert batch[name].tolist() == [int(data.attributes[name][i].max()) for i in (5, 60, 3)]
         method.heads[name].weight.data.zero_()

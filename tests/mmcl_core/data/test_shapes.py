@@ -264,7 +264,7 @@ def test_without_refuses(lab: ShapesCaptions) -> None:
 
 
 def test_as_a_data_set(lab: ShapesCaptions) -> None:
-    batch = lab.__getitems__([5, 3])
+    batch = lab.batch([5, 3])
     assert batch["image"].dtype == torch.float32
     assert 0 <= float(batch["image"].min()) <= float(batch["image"].max()) <= 1
     assert batch["caption"].shape[1] == int((lab.sentences[[5, 3], 0] != 0).sum(dim=1).max())
@@ -278,7 +278,7 @@ def test_as_a_data_set(lab: ShapesCaptions) -> None:
     assert torch.equal(
         part.with_detail(2).sentences[1], lab.with_detail(2).subset([5]).sentences[0]
     )
-    with pytest.raises(IndexError, match="400 scenes"):
+    with pytest.raises(IndexError, match="-400 to 399; got 400"):
         lab[400]
 
 

@@ -60,7 +60,7 @@ def test_seconds_are_those_of_each_method() -> None:
 
 def test_weights_modes_gradients_and_random_state_stay() -> None:
     data = small.scenes(16, 0)
-    batch = data.__getitems__(range(8))
+    batch = data.batch(range(8))
     method = MoCo(small.image_encoder(), queue=64).eval()
     before = {k: v.clone() for k, v in method.query.state_dict().items()}
     torch.manual_seed(3)
