@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import float32
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+float32.guard()
 
 
 @pytest.fixture(autouse=True, scope="module")  # before what a module shares
