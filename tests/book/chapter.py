@@ -7,6 +7,7 @@ form, and of what its checks say of mistakes.
 
 import ast
 import json
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,15 @@ BOOK = ROOT / "book"
 DEFINES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 
 
+def cells(notebook: str) -> Iterator[str]:
+    """The code cells of `book/{notebook}.ipynb`, but for the one that installs: it is no Python."""
+    path = BOOK / f"{notebook}.ipynb"
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and "%pip" not in source:
+            yield source
+
+
 @cache
 def definitions(notebook: str) -> dict[str, Any]:
     """The names that the code cells of `book/{notebook}.ipynb` define, nothing else executed.
@@ -29,14 +39,10 @@ def definitions(notebook: str) -> dict[str, Any]:
     two definitions of one name counts. A function that leans on anything else of the page, such as
     its data, fails when it is called here: in a chapter it should take that as an argument.
     """
-    path = BOOK / f"{notebook}.ipynb"
-    namespace: dict[str, Any] = {"__name__": path.stem}
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] != "code" or "%pip" in source:  # the install cell is no Python
-            continue
+    namespace: dict[str, Any] = {"__name__": notebook.rpartition("/")[2]}
+    for source in cells(notebook):
         kept = [node for node in ast.parse(source).body if _defines(node)]
-        exec(compile(ast.Module(kept, []), str(path), "exec"), namespace)
+        exec(compile(ast.Module(kept, []), notebook, "exec"), namespace)
     return namespace
 
 
