@@ -200,6 +200,7 @@ class MultimodalVAE(nn.Module):
                 f"a caption encoder with a `vocabulary`; got {size} and {vocabulary}"
             )
         self.vocabulary, self.pixel_std = vocabulary, pixel_std
+        self.caption_weight = caption_weight
         self.weights = {"image": 1.0, "caption": caption_weight}
         self.encoders = nn.ModuleDict({"image": image_encoder, "caption": caption_encoder})
         self.posteriors = nn.ModuleDict(

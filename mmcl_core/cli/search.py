@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.checkpoints import load_checkpoint
+from mmcl_core.checkpoints import load_checkpoint, read_checkpoint
 from mmcl_core.cli.runs import DATA_SEED, Run, read_run
 from mmcl_core.data.pictures import PictureFolder, as_images, decode
 from mmcl_core.data.tokenizer import WordTokenizer, split_words
@@ -73,12 +73,10 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
     folder = Path(folder)
     run, path = read_run(folder), folder / "checkpoint.pt"
     kind = _kind(run, folder)
+    # A temperature that cools has its steps from the number of samples.
+    kind.samples = read_checkpoint(path).settings.get("samples", 1)
     method = run.recipe(kind).method
     saved = load_checkpoint(path, method)
-    # A temperature that cools has its steps from the number of samples, which is known only now.
-    kind.samples = saved.settings.get("samples", 1)
-    state, method = method.state_dict(), run.recipe(kind).method
-    method.load_state_dict(state)
     return TrainedRun(
         folder=folder.resolve(),
         method=method.eval(),

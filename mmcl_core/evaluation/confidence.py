@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.errors import ShapeError, check_count
 from mmcl_core.evaluation.checks import _labels, _matrix
 
 
@@ -47,8 +47,7 @@ def calibration(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Calibratio
             f"expected labels [{len(x)}] from 0 to {x.shape[1] - 1}; got {list(y.shape)} up to "
             f"{int(y.max())}"
         )
-    if bins < 1:
-        raise MMCLError(f"bins must be at least 1; got {bins}")
+    bins = check_count("bins", bins)
     sure, predicted = x.softmax(dim=1).max(dim=1)
     right = (predicted == y).double()
     # A bin holds its upper edge: a confidence of 1 is in the last one.

@@ -83,5 +83,5 @@ def test_every_step_ends_with_after_step() -> None:
 
 @pytest.mark.parametrize(("methods", "rounds"), [({}, 3), ({"known": (Known(1), {})}, 0)])
 def test_nothing_to_measure(methods, rounds: int) -> None:
-    with pytest.raises(MMCLError, match="at least 1 round"):
+    with pytest.raises(MMCLError, match=r"at least (1|one method); got (0|none)"):
         step_costs(methods, rounds=rounds)
