@@ -23,7 +23,3 @@ class DataError(MMCLError):
 
 class CheckpointError(MMCLError):
     """A checkpoint cannot be read, or belongs to another method."""
-
-
-class RecordError(MMCLError):
-    """A record of many runs is missing, broken or stale, or has no such condition or measure."""
