@@ -33,10 +33,6 @@ class CheckpointError(MMCLError):
     """A checkpoint cannot be read, or belongs to another method."""
 
 
-class RecordError(MMCLError):
-    """A record of many runs is missing, broken or stale, or has no such condition or measure."""
-
-
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """A whole number of at least `least`, as an int; NumPy's are welcome, True and 3.0 are not.
 

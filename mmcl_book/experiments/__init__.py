@@ -1,1 +1,1 @@
-"""What the book trains, and how: used live by its chapters, and for its records."""
+"""What the book trains, and how: used live by its chapters, and with many seeds by its records."""

@@ -180,20 +180,14 @@ def documented() -> dict[str, str]:
     }
 
 
-def resolve(name: str) -> object:
-    """The object that a full name stands for."""
-    module, _, last = name.rpartition(".")
-    return getattr(importlib.import_module(module), last)
-
-
 def test_every_public_name_has_its_entry() -> None:
     """By its own name, or by that of the module that exports the same object."""
     there = {
-        id(resolve(name))
+        id(pkgutil.resolve_name(name))
         for name in documented()
         if not name.startswith("mmcl_book.experiments.") or name.count(".") > 2
     }
-    missing = {name for name in exported() if id(resolve(name)) not in there}
+    missing = {name for name in exported() if id(pkgutil.resolve_name(name)) not in there}
     assert not missing
 
 

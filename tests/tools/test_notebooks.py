@@ -16,8 +16,8 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from plain_markdown import Book, Page, load_references
 
+from mmcl_book.records import RecordError
 from mmcl_book.records.reading import read_record
-from mmcl_core.errors import RecordError
 
 BIB = """
 @inproceedings{one2020,
