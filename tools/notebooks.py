@@ -79,13 +79,10 @@ def convert(page: Page, chapter: Any) -> list[Any]:
 
 
 def figure_caption(page: Page, figure: dict[str, str] | None) -> str:
-    """The caption of a code cell's figure, which has a number and perhaps a label; else ""."""
+    """The caption of a code cell's figure, with its number; else ""."""
     if not figure:
         return ""
-    number = page.number("Figure")
-    caption = figure.get("caption", "")
-    page.define(figure.get("name"), caption or number, number)
-    return f"**{number}.** {convert_inline(page, caption, 0)}".strip()
+    return f"**{page.number('Figure')}.** {convert_inline(page, figure['caption'], 0)}"
 
 
 def install_cell(cells: list[Any], book: Book) -> Any:
