@@ -39,9 +39,12 @@ def scrub(
 ) -> Widget:
     """A figure that changes with a slider, a drop-down or radio buttons, drawn beforehand.
 
-    One control:
+    One control::
+
         scrub(draw, [0.05, 0.1, 0.5], description="temperature", alt="Similarity matrix of 8 pairs")
-    Several controls, here with 3 x 2 frames:
+
+    Several controls, here with 3 x 2 frames::
+
         scrub(draw, {"temperature": [0.05, 0.1, 0.5], "image": ["on", "off"]}, alt="...",
               control=["slider", "radio"])
 

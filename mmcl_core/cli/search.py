@@ -1,6 +1,7 @@
 """Finding pictures by words: with a trained run, any folder of pictures becomes an index.
 
-What `python -m mmcl_core embed` and `search` do, in Python:
+What `python -m mmcl_core embed` and `search` do, in Python::
+
     from mmcl_core.data import PictureFolder
     from mmcl_core.evaluation import embed_all
     from mmcl_core.cli.search import load_run

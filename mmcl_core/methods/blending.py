@@ -34,7 +34,7 @@ FLOOR = 0.01  # nats; a measured loss is rarely known better than that
 
 
 def overfitting_to_generalisation(earlier: Losses, later: Losses) -> dict[str, float]:
-    """|dO / dG| of each head between two checkpoints (section 3 of the paper); lower is better.
+    """`|dO / dG|` of each head between two checkpoints (section 3 of the paper); lower is better.
 
     It is infinite where the validation loss is as before. It has no sign: where the validation
     loss rose, a low ratio is nothing good.
@@ -55,7 +55,7 @@ def overfitting_to_generalisation(earlier: Losses, later: Losses) -> dict[str, f
 def blending_weights(earlier: Losses, later: Losses, *, floor: float = FLOOR) -> dict[str, float]:
     """Weights with sum 1, proportional to dG_k / dO_k^2 (Proposition 1 of the paper).
 
-    A head whose validation loss did not fall gets 0. A |dO| below `floor` counts as `floor`: a
+    A head whose validation loss did not fall gets 0. A `|dO|` below `floor` counts as `floor`: a
     head that happens to overfit by nothing would else take all the weight.
 
     Args:
