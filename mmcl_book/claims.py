@@ -1,4 +1,7 @@
-"""Claims, checked: what a page says, beside what it measured; a claim that fails stops the page."""
+"""Claims, checked: what a page says, beside what it measured; a claim that fails stops the page.
+
+It is ours: an `assert` would show nothing, and a test would stand on no page.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,6 +4,9 @@ A page without a kernel cannot call back into Python: an `interact` or an `obser
 there. What does work is a link between two widgets in the browser. So `scrub` draws every frame
 beforehand and links a slider to the choice of the frame. Where not even that works (in print,
 without JavaScript, before it has come), its first frame stands as plain HTML.
+
+It is ours: `matplotlib.animation` has one slider and large pictures, and Plotly and Bokeh bring
+megabytes of script to each page.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 What is written goes to another name beside its place first, then to the disk, and gets its own
 name last. An error, Ctrl-C or a full disk leaves what was there before, and nothing beside it.
+
+It is ours: Python's library has no such thing, and atomicwrites is no longer kept up.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A method is an `nn.Module` with `loss(batch) -> dict[str, Tensor]` (named scalar parts, and
 `"total"`, which is minimised) and, where state moves without a gradient, `after_step()`.
+
+It is ours, to be read: Lightning and accelerate would hide the loop that the chapters explain.
 """
 
 import hashlib

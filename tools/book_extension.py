@@ -1,4 +1,4 @@
-"""What the book needs of Sphinx and `_config.yml` cannot say. Loaded by `_config.yml`.
+"""What the book needs of Sphinx and `_config.yml` cannot say, so it is ours. Loaded by it.
 
 - JavaScript from the book itself when `tools/vendor.py` has fetched it, else from the CDN.
 - A cache of executed pages that knows the library: jupyter-cache compares only the text of the

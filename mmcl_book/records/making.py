@@ -5,6 +5,8 @@ An experiment is a module with two names:
 - `CONDITIONS`: the name of each condition, as a page prints it, and its keyword arguments;
 - `run(seed, **config)`: trains, measures, and returns the measures by name. It seeds torch's
   generator itself, and does not read `CONDITIONS`.
+
+It is ours: papermill and DVC rerun a step as a whole, and know no seeds of conditions to go on with.
 """
 
 import importlib

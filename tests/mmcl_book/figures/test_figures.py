@@ -60,7 +60,6 @@ DRAWINGS = {
     "overlays": lambda: figures.overlays(
         PICTURES, torch.rand(5, 4, 4), ["red"] * 5, title="Found", label="cosine",
         outlines=torch.arange(24).expand(5, 24, 24) > EDGES,
-        points=torch.full((5, 2), 3),
     ),
     "overlays of bytes": lambda: figures.overlays(
         (255 * PICTURES).byte(), torch.zeros(5, 2, 2), title="Found"
