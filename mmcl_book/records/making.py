@@ -6,7 +6,7 @@ An experiment is a module with two names:
 - `run(seed, **config)`: trains, measures, and returns the measures by name. It seeds torch's
   generator itself, and does not read `CONDITIONS`.
 
-It is ours: papermill and DVC rerun a step as a whole, and know no seeds of conditions to go on with.
+It is ours: papermill and DVC run a step as a whole, and know no seeds of conditions to go on with.
 """
 
 import importlib
