@@ -49,12 +49,12 @@ def undeclared(names: set[str], known: set[str]) -> set[str]:
 CORE, BOOK = PROJECT["dependencies"], PROJECT["optional-dependencies"]["book"]
 FILES = {
     path: imported(path.read_text(encoding="utf-8"))
-    for name in OURS
-    for path in (ROOT / name).rglob("*.py")
+    for name in sorted(OURS)
+    for path in sorted((ROOT / name).rglob("*.py"))
 }
 CHAPTERS = {
     path: imported("\n".join(c.source for c in jupytext.read(path).cells if c.cell_type == "code"))
-    for path in (ROOT / "book").rglob("*.md")
+    for path in sorted((ROOT / "book").rglob("*.md"))
     if "kernelspec" in path.read_text(encoding="utf-8")
 }
 
