@@ -325,10 +325,14 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """The processor, its cores, and the threads that torch uses; nothing that names the host."""
+    """The processor, its instructions, cores and torch's threads; nothing that names the host.
+
+    Two of one name may round differently: the instructions tell.
+    """
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         fields = (line.partition(":") for line in cpuinfo.read_text("utf-8").splitlines())
         name = next((value.strip() for key, _, value in fields if "model name" in key), name)
-    return f"{name}, cores: {os.cpu_count()}, threads: {torch.get_num_threads()}"
+    torch_uses = f"{torch.backends.cpu.get_cpu_capability()}, threads: {torch.get_num_threads()}"
+    return f"{name}, cores: {os.cpu_count()}, {torch_uses}"

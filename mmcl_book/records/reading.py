@@ -184,9 +184,10 @@ class Record:
         """Checks that one more run agrees with the recorded ones.
 
         On the machine of the record the live run is one of the recorded ones, and always passes. On
-        another one, with other rounding, it is as good as a further seed: then one call in 100 is a
-        false alarm at most, however many measures it checks (`FALSE_ALARMS`, shared among them). So
-        each of ten must lie where a further run does with a probability of 99.9 % (`next_run`).
+        another one, with other rounding, it is at worst as good as a further seed: then about one
+        call in 100 is a false alarm, however many measures it checks (`FALSE_ALARMS`, shared among
+        them: each of ten must lie where a further run does with a probability of 99.9 %, each of
+        fifty with 99.98 %). Rounding moves most measures by less than a seed does.
 
         Args:
             condition: that of the live run.
