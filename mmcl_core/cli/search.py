@@ -104,6 +104,11 @@ class _Kind:
     def __len__(self) -> int:
         return self.samples
 
+    @property
+    def rows(self) -> Tensor:
+        """The numbers of the samples that are here."""
+        return torch.arange(len(self.sentences))
+
 
 def _kind(run: Run, folder: Path) -> _Kind:
     if run.shapes:

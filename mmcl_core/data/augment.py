@@ -105,11 +105,9 @@ def with_labels(data: Any, labels: Tensor) -> Augment:
     """
     if labels.ndim != 1 or labels.dtype != torch.int64 or not len(labels):
         raise ShapeError(f"labels: expected int64 [N], got {labels.dtype} {list(labels.shape)}")
-    find = finder(data)
-    if len(data) != len(labels):
-        raise ShapeError(
-            f"labels: expected one for each of the {len(data)} samples, got {len(labels)}"
-        )
+    find, count = finder(data), len(_numbers(data))
+    if count != len(labels):
+        raise ShapeError(f"labels: expected one for each of the {count} samples, got {len(labels)}")
 
     def apply(batch: Batch) -> Batch:
         require(batch, "with_labels needs", "index")

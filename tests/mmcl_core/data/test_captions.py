@@ -581,3 +581,67 @@ def test_skip_without_anything_bad_is_quiet(layout):
         data = CaptionFolder(layout, on_error="skip")
     assert len(data) == 4
     assert data.skipped == []
+
+
+# -- tables as they are published (B10) -------------------------------------------------------
+
+
+def test_flickr8k_as_it_is_published(flickr):
+    """With the same caption twice, as in ten pictures of it; and a header that pandas wrote."""
+    path = flickr / "captions.txt"
+    write_csv(flickr, [*ROWS, ("gray.jpg", "b")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert CaptionFolder(flickr).captions(3) == ["a", "b", "c", "b"]
+        path.write_text(path.read_text().replace("image,caption", '"image","caption"', 1))
+        assert len(CaptionFolder(flickr)) == 4
+
+
+@pytest.mark.parametrize("comma", [",", ";", "\t"])
+def test_any_table_that_quotes_all(flickr, comma):
+    with open(flickr / "captions.txt", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=comma, quoting=csv.QUOTE_ALL).writerows(
+            [("Image", "Caption"), *ROWS]
+        )
+    data = CaptionFolder(flickr)
+    assert [data.captions(i) for i in range(4)] == list(CAPTIONS.values())
+
+
+def write_flickr30k(root):
+    lines = ["image_name| comment_number| comment"]
+    lines += [f"{name}| {i % 3}| {caption}" for i, (name, caption) in enumerate(ROWS)]
+    (root / "results.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_flickr30k_as_it_is_published(tmp_path):
+    draw(tmp_path / "flickr30k_images")
+    write_flickr30k(tmp_path)
+    data = CaptionFolder(tmp_path, size=8)
+    assert [data.captions(i) for i in range(4)] == list(CAPTIONS.values())
+    # The one row of it that lacks a sign.
+    with open(tmp_path / "results.csv", "a") as file:
+        file.write("gray.jpg| 4   A dog runs across the grass .\n")
+    with pytest.raises(DataError, match=r"line 14: expected 3 fields, image_name and .* got 2"):
+        CaptionFolder(tmp_path, size=8)
+    with pytest.warns(UserWarning, match="1 row cannot be used"):
+        assert len(CaptionFolder(tmp_path, size=8, on_error="skip")) == 4
+
+
+def test_the_archive_of_flickr30k(tmp_path):
+    draw(tmp_path / "flickr30k-images")
+    write_tokens(tmp_path, ROWS)
+    (tmp_path / "Flickr8k.token.txt").rename(tmp_path / "results_20130124.token")
+    assert len(CaptionFolder(tmp_path)) == 4
+
+
+def test_a_caption_may_go_on_in_the_next_line_and_a_stray_quote_takes_no_other_row(flickr):
+    path = flickr / "captions.txt"
+    path.write_text(
+        'image,caption\nred.jpg,"one\ntwo, three"\ngray.jpg,"stray\nwide.png,four\n'
+        'tall.jpg,"five, six"\n',
+        encoding="utf-8",
+    )
+    with pytest.warns(UserWarning, match=r"line 4: malformed CSV"):
+        data = CaptionFolder(flickr, on_error="skip")
+    told = {data.paths[i].name: data.captions(i) for i in range(len(data))}
+    assert told == {"red.jpg": ["one\ntwo, three"], "wide.png": ["four"], "tall.jpg": ["five, six"]}

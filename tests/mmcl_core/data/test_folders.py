@@ -175,3 +175,25 @@ def test_where_links_are_not_allowed(mine, monkeypatch) -> None:
     with pytest.raises(DataError, match=r"links cannot be made here .* copy the pictures"):
         link_folder(mine.parent / "root", pictures=mine, table=table(mine, ROWS))
     assert not (mine.parent / "root").exists()
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_rare_marks_of_lines_end_no_row(mine, sign) -> None:
+    """Bug report 6: half of the caption was left out."""
+    path = mine.parent / "table.csv"
+    path.write_text(f"image,caption\na.png,red dog{sign}on grass\n", encoding="utf-8")
+    root = link_folder(mine.parent / "root", pictures=mine, table=path)
+    assert CaptionFolder(root).captions(0) == ["red dog on grass"]
+
+
+def test_the_table_of_flickr30k(mine) -> None:
+    """B10: fields parted by a bar, and its own names of columns."""
+    path = mine.parent / "results.csv"
+    path.write_text(
+        "image_name| comment_number| comment\na.png| 0| A red thing , and no more .\n"
+        'cats/a.png| 1| One that says " blue "\n'
+    )
+    root = link_folder(mine.parent / "root", pictures=mine, table=path)
+    data = CaptionFolder(root)
+    assert data.captions(0) == ["A red thing , and no more ."]
+    assert data.captions(1) == ['One that says " blue "']

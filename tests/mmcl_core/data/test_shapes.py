@@ -323,3 +323,14 @@ def test_bad_questions_are_named(lab: ShapesCaptions) -> None:
         lab.compositional_split([("circle", "pink")])
     with pytest.raises(MMCLError, match="detail 2 to 4"):
         ShapesCaptions.colliding(3, detail=1)
+
+
+def test_scenes_without_tags() -> None:
+    """B13: no tags are a missing key, in all that is made of the data."""
+    data = ShapesCaptions(6, size=24, tags=())
+    assert data.tags.shape == (6, 0)
+    assert data.tag_names == ()
+    for part in (data, data.subset([2, 1]), data.with_detail(2)):
+        assert part.batch([0, 1]).keys() == part[0].keys() == {"image", "caption", "index"}
+    with pytest.raises(DataError, match="unknown attribute 'shade'"):
+        ShapesCaptions(6, size=24, tags=("shade",))
