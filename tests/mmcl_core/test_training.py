@@ -1151,9 +1151,10 @@ def test_batches_come_in_the_type_of_the_method(dtype):
 
 
 def test_the_default_type_may_be_float64():
+    data = Pairs()
     torch.set_default_dtype(torch.float64)
     try:
-        method, history = train(augment=noisy)
+        method, history = train(data=data, augment=noisy)
     finally:
         torch.set_default_dtype(torch.float32)
     assert {p.dtype for p in method.parameters()} == {torch.float64}
