@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmcl_book.experiments import small, structure, tokens
 from mmcl_core.data import ShapesCaptions
+from mmcl_core.data.groups import first_captions
 from mmcl_core.encoders import CaptionEncoder
 from mmcl_core.evaluation import embed_all, pointing_game
 from mmcl_core.evaluation import summary as measures
@@ -242,7 +243,7 @@ def set_padding(method: FDT, padding: Any) -> None:
 
 def recall(data: ShapesCaptions, image: Tensor, caption: Tensor) -> float:
     """Recall@1 of unit vectors [N, D], the mean of both directions; the same words are right."""
-    groups = caption_groups(data.sentences[:, 0])
+    groups = first_captions(data)
     return sum(small.there_and_back(image, caption, groups)) / 2
 
 
