@@ -82,6 +82,10 @@ def joined() -> Iterator[None]:
     if _alone or not started or not dist.is_available() or dist.is_initialized():
         yield
         return
+    # Defaults in it hold the group that is there when it is imported, as an optimiser does. Left
+    # by an error, that group would then stay connected, and the others wait in vain.
+    import torch.distributed.nn
+
     _times_joined += 1
     store, number, size = _meeting_point()
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
