@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmcl_core.distributed import gather, rank, wait, world_size
 from mmcl_core.errors import CheckpointError, MMCLError
+from mmcl_core.files import new_file
 from mmcl_core.modules import device_of, get_random_state, own_name, unwrapped
 
 OWN_RECORDS = ("lr", "grad_norm", "seconds")  # what fit() records beside the parts of the loss
@@ -121,21 +122,9 @@ def save_checkpoint(
         "rng": _all_rng(device),
     }
     if rank() == 0:
-        _write(Path(path), content)
-    wait(device)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
+        with new_file(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    wait(device)
 
 
 def load_checkpoint(

@@ -25,12 +25,12 @@ class DataError(MMCLError):
     """A file, a row or a caption cannot be used."""
 
 
+class RowError(DataError, IndexError):
+    """There is no such row: a number is outside a data set."""
+
+
 class CheckpointError(MMCLError):
     """A checkpoint cannot be read, or belongs to another method."""
-
-
-class RecordError(MMCLError):
-    """A record of many runs is missing, broken or stale, or has no such condition or measure."""
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
@@ -41,7 +41,7 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
         value: what came.
         least: the smallest that is allowed.
     """
-    if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
         return int(value)
     raise MMCLError(f"{name} must be a whole number, at least {least}; got {value!r}")
 
@@ -65,6 +65,6 @@ def check_number(name: str, value: Any, interval: str) -> float:
 
 def check_temperature(value: Any, name: str = "temperature") -> float:
     """A number that scores can be divided by without an overflow: finite, at least 1e-30."""
-    if isinstance(value, Real) and not isinstance(value, bool) and 1e-30 <= value < math.inf:
+    if isinstance(value, Real) and not isinstance(value, bool) and 1e-30 <= float(value) < math.inf:
         return float(value)
     raise MMCLError(f"{name} must be above 0 and finite (at least 1e-30); got {value!r}")

@@ -5,28 +5,31 @@ Its answers are kept on disk, and a method trains on them in place of the pictur
 
 from __future__ import annotations
 
-import copy
+import functools
 import hashlib
+import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from mmcl_core.batches import Batch, BatchDataset, Indices
 from mmcl_core.data.captions import CaptionFolder
 from mmcl_core.encoders import Block, Encoded
 from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count
+from mmcl_core.files import put_in_place, write_whole
 from mmcl_core.modules import evaluating, taking
 
-# Float32 products of one picture alone and of the same one in a batch differ by less.
-_SAME = 1e-3
+# Float32 features of a picture alone, and of it in a batch, differ by less of the largest.
+_SAME = 1e-4
 
 
 def cached_features(
@@ -40,10 +43,12 @@ def cached_features(
 ) -> np.ndarray:
     """What an encoder says of each picture, computed once and kept on disk.
 
-    The file is named after `name`, and after the pictures: their names, lengths and times of
-    change, their order, and the size to which they are decoded. So other pictures, or another size,
-    make another file. Nothing can see whether the encoder has changed under the same name, but the
-    first and the last picture are always computed anew, and compared.
+    The file is named after `name`; after the pictures: their names, lengths and times of change,
+    their order, and the size to which they are decoded; and after the weights of the encoder. So
+    other pictures, another size or other weights make another file. Weights are those of `encode`
+    where it is a module or a method of one, and of modules that a function uses by name. What else
+    has changed in a function cannot be seen from outside: so the first and the last picture are
+    always computed anew, and compared.
 
     The rows are written batch by batch to a file that gets its name when all are there. A call that
     was stopped is taken up after the last whole batch by the next one.
@@ -72,13 +77,13 @@ def cached_features(
         raise MMCLError(f"expected a name of letters, digits and .-_; got {name!r}")
     with _frozen(encode) as apply:
         ends = sorted({0, len(data) - 1})
-        asked = apply(data.__getitems__(ends)["image"])
+        asked = apply(data.batch(ends)["image"])
         shape = (len(data), *asked.shape[1:])
-        path = Path(folder) / f"{name}-{_key(data)}.npy"
+        path = Path(folder) / f"{name}-{_key(data, encode)}.npy"
         if not path.exists():
             _write(path, shape, data, apply, batch_size, progress)
     features = np.load(path, mmap_mode="r")
-    if features.shape != shape or not np.allclose(features[ends], asked, _SAME, _SAME):
+    if features.shape != shape or abs(features[ends] - asked).max() > _SAME * abs(asked).max():
         raise DataError(
             f"{path}: expected what the encoder {name!r} gives for these pictures, got other "
             f"features ({list(features.shape)}). Has the encoder changed? Give it another name, or "
@@ -87,13 +92,38 @@ def cached_features(
     return features
 
 
-def _key(data: CaptionFolder) -> str:
-    """A short sum of what the pictures are."""
+def _key(data: CaptionFolder, encode: Any) -> str:
+    """A short sum of what the pictures and the weights of the encoder are."""
     digest = hashlib.sha256(f"{data.size}".encode())
     for path in data.paths:
         about = path.stat()
         digest.update(f"\0{path.name}\0{about.st_size}\0{about.st_mtime_ns}".encode())
+    for module in _modules(encode, set()):
+        for name, value in module.state_dict().items():
+            digest.update(f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _modules(part: Any, known: set[int]) -> list[nn.Module]:
+    """The modules that a callable is known to ask; `known` are parts that were looked at."""
+    if id(part) in known:
+        return []
+    known.add(id(part))
+    if isinstance(part, nn.Module):
+        return [part]
+    parts: list[Any] = []
+    if isinstance(part, functools.partial):
+        parts = [part.func, *part.args, *part.keywords.values()]
+    elif inspect.ismethod(part):
+        parts = [part.__func__, part.__self__]
+    elif inspect.isfunction(part):
+        used = inspect.getclosurevars(part)
+        parts = [*used.nonlocals.values(), *used.globals.values()]
+    else:
+        held = getattr(part, "__dict__", {}).values()
+        parts = [value for value in held if isinstance(value, nn.Module)]
+    return [module for each in parts for module in _modules(each, known)]
 
 
 @contextmanager
@@ -144,7 +174,7 @@ def _write(
     ) as bar:
         for start in range(done, shape[0], batch_size):
             index = range(start, min(start + batch_size, shape[0]))
-            found = apply(data.__getitems__(index)["image"])
+            found = apply(data.batch(index)["image"])
             if found.shape[1:] != shape[1:]:
                 raise ShapeError(
                     f"encode: expected {list(shape[1:])} for each picture, as for the first, got "
@@ -152,10 +182,10 @@ def _write(
                 )
             rows[start : index.stop] = found
             rows.flush()  # the rows first, and then the note that they are there
-            _replace(note, json.dumps({"shape": shape, "done": index.stop}))
+            write_whole(note, json.dumps({"shape": shape, "done": index.stop}))
             bar.update(len(index))
     del rows
-    os.replace(part, path)
+    put_in_place(part, path)
     note.unlink()
 
 
@@ -169,19 +199,15 @@ def _done(part: Path, note: Path, shape: tuple[int, ...]) -> int:
         return 0  # nothing there, or nothing that can be relied on
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-class FeatureCaptions(Dataset[dict[str, Tensor]]):
+class FeatureCaptions(BatchDataset):
     """A `CaptionFolder` whose "image" is a feature: what methods train on in place of pictures.
 
     Attributes:
-        data: the `CaptionFolder`; its captions, sentences and paths are here, too.
+        data: the `CaptionFolder`; its captions, sentences, texts, paths and rows are here, too.
         features: as given, float `[N, D]` or `[N, P, D]`. They stay where they are, on disk or not;
-            a batch reads its rows, and `subset` remembers which rows are its own.
+            a batch reads its rows, and `subset` remembers which rows are its own. What travels to
+            another process is the path of a file that lies on disk (`numpy.memmap`), and else the
+            own rows alone.
 
     Args:
         data: pictures and captions.
@@ -191,52 +217,76 @@ class FeatureCaptions(Dataset[dict[str, Tensor]]):
         ShapeError: the features are not one row for each picture.
     """
 
+    _each = ("_own",)
+
     def __init__(self, data: CaptionFolder, features: np.ndarray) -> None:
         if features.ndim not in (2, 3) or len(features) != len(data):
             raise ShapeError(
                 f"features: expected [{len(data)}, D] or [{len(data)}, N, D], one row for each "
                 f"picture, got {list(features.shape)}"
             )
-        self.features, self._rows = features, np.arange(len(data))
+        self.features, self._own = features, np.arange(len(data))
         self._take(data)
 
     def _take(self, data: CaptionFolder) -> None:
-        self.data = data
-        self.sentences, self.tokenizer, self.paths = data.sentences, data.tokenizer, data.paths
-
-    def __len__(self) -> int:
-        """The number of pictures."""
-        return len(self.data)
+        self.data, self.rows = data, data.rows
+        self.sentences, self.texts = data.sentences, data.texts
+        self.tokenizer, self.paths = data.tokenizer, data.paths
 
     def captions(self, i: int) -> list[str]:
         """All captions of picture `i`."""
         return self.data.captions(i)
 
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        """One sample, without the axis of the batch."""
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"expected an index below {len(self)}, got {i}")
-        return {key: value[0] for key, value in self.__getitems__([i % len(self)]).items()}
-
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """A batch: "image" float32 `[B, D]` or `[B, N, D]`, "caption" and "index" as there."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        if index.ndim != 1 or len(index) == 0:
-            raise ShapeError(f"indices: expected shape [B], B at least 1, got {list(index.shape)}")
-        caption, rows = self.sentences[index, 0], self._rows[index.numpy()]
+    def _read(self, rows: Tensor) -> Batch:
+        """Features, float32 `[B, D]` or `[B, N, D]`; captions and texts as in the folder."""
+        own = self._own[rows.numpy()]
         return {
-            "image": torch.from_numpy(np.array(self.features[rows], dtype=np.float32)),
-            "caption": caption[:, : int((caption != 0).sum(1).max())],
-            "index": index,
+            "image": torch.from_numpy(np.array(self.features[own], dtype=np.float32)),
+            "caption": self.sentences[rows, 0],
+            "text": self.texts[rows, 0],
         }
 
-    def subset(self, indices: Sequence[int] | Tensor) -> FeatureCaptions:
-        """The pictures `indices` in that order, numbered anew from 0."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        part = copy.copy(self)
-        part._rows = self._rows[index.numpy()]
-        part._take(self.data.subset(index))
+    def subset(self, indices: Indices) -> FeatureCaptions:
+        part = super().subset(indices)
+        part._take(self.data.subset(indices))
         return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        place = _place_on_disk(self.features)
+        if place is not None:
+            return self.__dict__ | {"features": place}
+        return self.__dict__ | {"features": self.features[self._own], "_own": np.arange(len(self))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.features, _OnDisk):
+            self.features = self.features.open()
+
+
+class _OnDisk(NamedTuple):
+    """Where an array lies in a file."""
+
+    path: str
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def open(self) -> np.ndarray:
+        content = np.memmap(self.path, mode="r")
+        return np.ndarray(self.shape, self.dtype, content, self.offset, self.strides)
+
+
+def _place_on_disk(values: np.ndarray) -> _OnDisk | None:
+    """Of an array that is a view of a `numpy.memmap`, its place; None of any other."""
+    root: Any = values
+    while isinstance(getattr(root, "base", None), np.ndarray):
+        root = root.base
+    if not isinstance(root, np.memmap) or root.filename is None or root.mode == "c":
+        return None  # the last: what was written into it is in no file
+    address = (each.__array_interface__["data"][0] for each in (values, root))
+    offset = root.offset + next(address) - next(address)
+    return _OnDisk(str(root.filename), values.dtype, offset, values.shape, values.strides)
 
 
 class FeatureEncoder(nn.Module):

@@ -2,6 +2,8 @@
 
 A method is an `nn.Module` with `loss(batch) -> dict[str, Tensor]` (named scalar parts, and
 `"total"`, which is minimised) and, where state moves without a gradient, `after_step()`.
+
+It is ours, to be read: Lightning and accelerate would hide the loop that the chapters explain.
 """
 
 import hashlib
@@ -12,13 +14,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from mmcl_core.batches import Batch, Batched, Data
 from mmcl_core.checkpoints import (
     OWN_RECORDS,
     Checkpoint,
@@ -68,18 +71,9 @@ __all__ = [
     "schedule_factor",
 ]
 
-Batch = dict[str, Tensor]
 Schedule = Literal["one_cycle", "cosine", "constant"]
 
 SCHEDULES = ("one_cycle", "cosine", "constant")
-
-
-class BatchSource(Protocol):
-    """What `fit` trains on: whole batches by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,7 @@ class Progress:
 @joined()
 def fit(
     method: nn.Module,
-    data: BatchSource,
+    data: Data,
     *,
     epochs: int,
     batch_size: int = 128,
@@ -154,9 +148,11 @@ def fit(
     Args:
         method: an `nn.Module` with `loss(batch) -> dict` of scalars, `"total"` among them, and
             perhaps `after_step()`, called after each step of the optimiser.
-        data: has `__len__` and `__getitems__(indices) -> batch` (a dict of tensors). To tell other
-            data of the same length, eight samples are read before a training with a checkpoint or
-            several processes, unless it says itself who it is, with a string `identity`.
+        data: has `__len__` and `batch(indices) -> dict of tensors`, as the data sets of this
+            library have; or is a part of such one by `random_split`; or any `Dataset` whose samples
+            are dicts (see `Batched`). To tell other data of the same length, eight samples are read
+            before a training with a checkpoint or several processes, unless it says itself who it
+            is, with a string `identity`.
         epochs: passes over the data; at least 1.
         batch_size: samples of one step, 1 to `len(data)`; of all processes together.
         lr: the highest learning rate, above 0.
@@ -195,8 +191,8 @@ def fit(
             method on several devices.
         CheckpointError: the checkpoint is not of this method or of this training.
     """
-    callbacks = tuple(callbacks)
-    _check_protocols(method, data, augment, callbacks)
+    data, callbacks = Batched(data), tuple(callbacks)
+    _check_protocols(method, augment, callbacks)
     # All that decides what comes next: a training is resumed with the same, or not at all.
     settings = _checked_settings(
         epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, betas=betas,
@@ -238,7 +234,7 @@ def fit(
     loss = _loss_of(method)
     after_step = cast(Callable[[], None] | None, getattr(method, "after_step", None))
     loader = DataLoader(
-        cast(Any, data),
+        data,
         batch_sampler=_Order(
             len(data), batch_size, seed, start, steps, own_rows(batch_size // world_size())
         ),
@@ -404,20 +400,20 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
-    batch = _checked_batch(batch, "data.__getitems__(indices)")
+    batch = _checked_batch(batch, "data.batch(indices)")
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
-def _identity_of(data: BatchSource) -> str | None:
+def _identity_of(data: Batched) -> str | None:
     """A hash of eight samples, or what `data` says itself; None if no two readings are equal."""
-    if (own := getattr(data, "identity", None)) is not None:
+    if (own := getattr(data.data, "identity", None)) is not None:
         return str(own)
     rows = sorted({i * (len(data) - 1) // 7 for i in range(8)})
     found = set()
     for _ in range(2):
         with random_state_kept():
             seed_all(0, torch.device("cpu"))
-            batch = _checked_batch(data.__getitems__(rows), "data.__getitems__(indices)")
+            batch = _checked_batch(data.batch(rows), "data.batch(indices)")
         digest = hashlib.sha256(repr(sorted(describe(batch).items())).encode())
         for _, value in sorted(batch.items()):
             digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
@@ -541,20 +537,12 @@ def _checked_settings(**given: Any) -> dict[str, Any]:
     return settings
 
 
-def _check_protocols(
-    method: object, data: object, augment: object, callbacks: Sequence[object]
-) -> None:
+def _check_protocols(method: object, augment: object, callbacks: Sequence[object]) -> None:
     if not isinstance(method, nn.Module) or not callable(getattr(method, "loss", None)):
         raise MMCLError(
             "method must be an nn.Module with loss(batch) -> dict of scalars; "
             f"got {type(method).__name__}"
         )
-    for name in ("__len__", "__getitems__"):
-        if not callable(getattr(data, name, None)):
-            raise MMCLError(
-                "data must have __len__ and __getitems__(indices) -> batch; "
-                f"{type(data).__name__} has no {name}"
-            )
     for what, each in (
         *([] if augment is None else [("augment", augment)]),
         *(("a callback", callback) for callback in callbacks),

@@ -17,8 +17,8 @@ class Few(ShapesCaptions):
     def __init__(self, n: int = SCENES, **settings) -> None:
         super().__init__(min(n, SCENES), **settings)
 
-    def __getitems__(self, indices):
-        return super().__getitems__([i for i in indices if i < len(self)])
+    def batch(self, indices):
+        return super().batch([i for i in indices if i < len(self)])
 
     @classmethod
     def colliding(cls, n: int, **settings):

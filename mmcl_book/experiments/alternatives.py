@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmcl_book.experiments import comparison, fdt, small, tokens
 from mmcl_book.methods import MMVAE, MVAE, CodeCLIP
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import paraphrase, with_labels
 from mmcl_core.data.drawing import VALUES
@@ -26,10 +27,7 @@ from mmcl_core.data.shapes import SYNONYMS
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import summary as measures
 from mmcl_core.methods import FDT
-from mmcl_core.methods.fdt import codebook_usage
 from mmcl_core.training import fit
-
-Batch = dict[str, Tensor]
 
 CONDITIONS: dict[str, dict[str, Any]] = {
     name: {"method": name} for name in ("MVAE", "MMVAE", "codes", "FDT")
@@ -74,7 +72,7 @@ def train(seed: int, *, method: str = "MMVAE") -> nn.Module:
     trained = new(method, data, seed)
     fit(
         trained, data, epochs=comparison.EPOCHS, batch_size=comparison.BATCH, lr=comparison.LR,
-        augment=paraphrase(data.sentences), seed=seed, progress=False,
+        augment=paraphrase(data), seed=seed, progress=False,
     )  # fmt: skip
     return trained
 
@@ -136,7 +134,7 @@ def judge() -> Judge:
         trained = Judge()
         fit(
             trained, data, epochs=JUDGE_EPOCHS, batch_size=64, lr=5e-3,
-            augment=with_labels(measures.shape_and_colour(data)), progress=False,
+            augment=with_labels(data, measures.shape_and_colour(data)), progress=False,
         )  # fmt: skip
     return trained.eval()
 
@@ -208,7 +206,7 @@ def reconstructions(
     method.eval()
     rows = []
     for some in torch.arange(len(data)).split(250):
-        batch = data.__getitems__(some)
+        batch = data.batch(some)
         rows.append(method.reconstruct({m: batch[m] for m in present}, modality))
     return torch.cat(rows)
 
@@ -219,27 +217,20 @@ def reconstructions(
 def codebook(method: FDT | CodeCLIP) -> dict[str, float]:
     """How pictures and captions use their codebook, among the test scenes.
 
-    - "image active", "image used", "image perplexity", and of captions: see `codebook_usage`;
-    - "shared, own": the weight that a picture and its caption have in common, the sum of the
-      smaller weight of each entry; "shared, other": that of a picture and another caption;
+    - what `fdt.usage` gives;
     - "agreement" and "agreement, chance": the median over entries of the share of their patches
       that lie on what their commonest word names (`tokens.agreement`); "entries with a word": of
       how many entries.
     """
     test = comparison.scenes(comparison.TESTED, small.TEST_SEED)
-    weights = weights_of(method, test)
-    measured: dict[str, float] = {}
-    for name, of in weights.items():
-        for what, value in codebook_usage(of)._asdict().items():
-            measured[f"{name} {what}"] = float(value)
-    for whose, caption in (("own", weights["caption"]), ("other", weights["caption"].roll(1, 0))):
-        measured[f"shared, {whose}"] = float(torch.minimum(weights["image"], caption).sum(1).mean())
+    measured = fdt.usage(weights_of(method, test))
     patches, words = (calls(method, test, name) for name in comparison.MODALITIES)
     agreed = tokens.agreement(test, patches, tokens.under(test, patches), words)
-    for what, share in (("agreement", agreed.share), ("agreement, chance", agreed.base)):
-        measured[what] = float(share.double().median()) if len(share) else 0.0
-    measured["entries with a word"] = float(len(agreed.token))
-    return measured
+    return measured | {
+        "agreement": fdt.median(agreed.share),
+        "agreement, chance": fdt.median(agreed.base),
+        "entries with a word": float(len(agreed.token)),
+    }
 
 
 def weights_of(method: FDT | CodeCLIP, data: ShapesCaptions) -> dict[str, Tensor]:
@@ -261,7 +252,7 @@ def calls(method: FDT | CodeCLIP, data: ShapesCaptions, name: str) -> tokens.Cal
     method.eval()
     found = []
     for rows in torch.arange(len(data)).split(250):
-        batch = data.__getitems__(rows)
+        batch = data.batch(rows)
         codes = method.ground({name: batch[name]}, name).codes
         real = batch["caption"] != 0 if name == "caption" else torch.ones_like(codes).bool()
         sample, place = real.nonzero(as_tuple=True)

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_book.experiments import fdt, small, structure, tokens
-from mmcl_book.experiments.mct import crop
 from mmcl_book.methods import FDTGMC, MoCoCLIP
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.augment import compose, paraphrase
+from mmcl_core.data.augment import compose, crop, paraphrase
 from mmcl_core.data.drawing import ATTRIBUTES
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
 from mmcl_core.errors import MMCLError
@@ -34,8 +34,6 @@ from mmcl_core.evaluation import summary as measures
 from mmcl_core.methods import CLIP, FDT, GMC, MCT, SigLIP
 from mmcl_core.methods.fdt import Cooling
 from mmcl_core.training import fit
-
-Batch = dict[str, Tensor]
 
 PAIRS, EPOCHS, BATCH, LR, DETAIL = 4000, 5, 128, 5e-3, 2
 QUEUE = 1024  # keys, of MoCo and of MCT
@@ -120,11 +118,11 @@ def train(
     """
     data = training_scenes(seed)
     trained = new(method, data, seed, batch=batch, **settings)
-    augment = paraphrase(data.sentences, view=True)
+    augment = paraphrase(data, view=True)
     if isinstance(trained, MoCoCLIP | MCT):
         augment = compose(augment, crop())
         first = range(0, min(QUEUE, len(data)), batch)
-        trained.warm_start(augment(data.__getitems__(range(i, i + batch))) for i in first)
+        trained.warm_start(augment(data.batch(range(i, i + batch))) for i in first)
     fit(
         trained, data, epochs=EPOCHS, batch_size=batch, lr=lr, augment=augment, seed=seed,
         progress=False,
@@ -250,9 +248,9 @@ def _pointing(method: nn.Module) -> dict[str, float]:
 
 
 def _tokens(method: FDT) -> dict[str, float]:
-    image, caption = fdt.weights_of(method, scenes(TESTED, small.TEST_SEED)).values()
-    shared = {"tokens in common": caption, "tokens in common, other": caption.roll(1, 0)}
-    return {name: float(torch.minimum(image, of).sum(1).mean()) for name, of in shared.items()}
+    weights = fdt.weights_of(method, scenes(TESTED, small.TEST_SEED))
+    own, other = fdt.in_common(weights["image"], weights["caption"])
+    return {"tokens in common": own, "tokens in common, other": other}
 
 
 class Spoken(nn.Module):

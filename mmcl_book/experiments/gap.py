@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from mmcl_book.experiments import small
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.groups import caption_groups
+from mmcl_core.data.groups import first_captions
 from mmcl_core.evaluation import (
     alignment,
     cone,
     embed_all,
     modality_gap,
-    recall_at_k,
     shift_gap,
     uniformity,
 )
@@ -74,7 +73,7 @@ def measure(trained: Trained) -> dict[str, float]:
         "image uniformity": uniformity(image),
         "caption uniformity": uniformity(caption),
     }
-    groups = caption_groups(trained.test.sentences[:, 0])
+    groups = first_captions(trained.test)
     for distance in SHIFTED:
         there, loss = shifted(image, caption, distance, groups, trained.temperatures[-1])
         measured |= {f"recall, shifted to {distance:g}": there}
@@ -101,9 +100,8 @@ def shifted(
         temperature: of the loss, over all N pairs as one batch.
     """
     x, y = shift_gap(image, caption, 1 - distance / modality_gap(image, caption))
-    there, back = recall_at_k(x, y, groups=groups), recall_at_k(y, x, groups=groups)
     loss = clip_loss(x, y, torch.tensor(1 / temperature), groups=groups).item()
-    return (there + back) / 2, loss
+    return sum(small.there_and_back(x, y, groups)) / 2, loss
 
 
 def embed_both(method: nn.Module, data: ShapesCaptions) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmcl_book.experiments import handwriting, missing, small
 from mmcl_book.experiments.parts import Trained, measure, told, watching
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import compose, paraphrase, with_labels
 from mmcl_core.data.drawing import VALUES
@@ -24,8 +25,6 @@ from mmcl_core.encoders import TagEncoder
 from mmcl_core.evaluation import MissingModality
 from mmcl_core.evaluation.summary import shape_and_colour
 from mmcl_core.methods import GMC
-
-Batch = dict[str, Tensor]
 
 CONDITIONS: dict[str, dict[str, Any]] = {
     "GMC": {},
@@ -169,7 +168,7 @@ def _trained(method: nn.Module, data: ShapesCaptions, seed: int, epochs: int | N
         data,
         seed,
         epochs=missing.EPOCHS if epochs is None else epochs,
-        augment=compose(paraphrase(data.sentences), with_labels(y)),
+        augment=compose(paraphrase(data), with_labels(data, y)),
         callbacks=[watching(trained)],
     )
     return trained

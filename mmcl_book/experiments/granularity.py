@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from mmcl_book.experiments import small
+from mmcl_core.batches import Batch
+from mmcl_core.data.augment import finder
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
 from mmcl_core.data.shapes import NAMED_AT_DETAIL
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import embed_all
 from mmcl_core.evaluation import summary as measures
 from mmcl_core.methods import CLIP
-
-Batch = dict[str, Tensor]
 
 CONDITIONS: dict[str, dict[str, Any]] = {
     **{f"detail {detail}": {"detail": detail} for detail in NAMED_AT_DETAIL},
@@ -99,10 +99,10 @@ def _supervised(seed: int) -> Supervised:
     data = small.scenes(small.PAIRS, seed, objects=(1, 1))
     labels = measures.of_the_object(data)
     torch.manual_seed(seed)
-    method = Supervised()
+    method, find = Supervised(), finder(data)
 
     def with_attributes(batch: Batch) -> Batch:
-        return batch | {name: values[batch["index"]] for name, values in labels.items()}
+        return batch | {name: values[find(batch)] for name, values in labels.items()}
 
     small.train(method, data, seed, augment=with_attributes)
     return method

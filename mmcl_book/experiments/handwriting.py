@@ -113,6 +113,6 @@ def _fit(
     method: nn.Module, data: Digits, seed: int, callbacks: Sequence[Callable[..., object]] = ()
 ) -> None:
     small.train(
-        method, cast(Any, data), seed, epochs=EPOCHS, augment=with_labels(data.labels),
+        method, cast(Any, data), seed, epochs=EPOCHS, augment=with_labels(data, data.labels),
         callbacks=callbacks,
     )  # fmt: skip

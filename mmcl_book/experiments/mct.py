@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_book.experiments import small
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.augment import Augment, compose, paraphrase
+from mmcl_core.data.augment import Augment, compose, crop, finder, paraphrase
 from mmcl_core.data.drawing import ATTRIBUTES
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import alignment, embed_all, modality_gap, recall_at_k, uniformity
@@ -26,8 +27,6 @@ from mmcl_core.evaluation import summary as measures
 from mmcl_core.evaluation.summary import read_all
 from mmcl_core.methods import MCT
 from mmcl_core.training import fit
-
-Batch = dict[str, Tensor]
 
 SCENES, EPOCHS, DETAIL = 1800, 6, 1
 BATCH, QUEUE, LR = 16, 256, 2e-3
@@ -89,36 +88,16 @@ def new_mct(
     )
 
 
-def crop(least: float = 0.6) -> Augment:
-    """As second view a random square of each picture, `least` to 1 of its area, made larger.
-
-    As `moco_v2` with nothing but its crop, which would take a quarter of the time of a step.
-    """
-
-    def apply(batch: Batch) -> Batch:
-        image = batch["image"]
-        side = (least + (1 - least) * torch.rand(len(image))).sqrt()  # of 1
-        corner = torch.rand(2, len(image)) * 2 - 1  # of the way to each border
-        matrix = torch.zeros(len(image), 2, 3)
-        matrix[:, 0, 0] = matrix[:, 1, 1] = side
-        matrix[:, :, 2] = (corner * (1 - side)).T
-        grid = F.affine_grid(matrix, list(image.shape), align_corners=False)
-        part = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
-        return {**batch, "image_view": part}
-
-    return apply
-
-
 def draw_again(data: ShapesCaptions, seed: int) -> Augment:
     """As second view another picture of the same objects: other background, radii, shifts, noise.
 
     It knows the attributes, so it is no augmentation that one could have; but a perfect one.
     """
     objects = {name: values.numpy() for name, values in data.attributes.items()}
-    other = scenes(len(data), seed, attributes=objects)
+    other, find = scenes(len(data), seed, attributes=objects), finder(data)
 
     def apply(batch: Batch) -> Batch:
-        return {**batch, "image_view": other.images[batch["index"]].float() / 255}
+        return {**batch, "image_view": other.images[find(batch)].float() / 255}
 
     return apply
 
@@ -149,9 +128,9 @@ def train(
         return clip
     mct = new_mct(data, seed, terms, weights=weights, between=between)
     second = crop() if view == "crop" else draw_again(data, seed + 5000)
-    augment = compose(paraphrase(data.sentences, view=True), second)
+    augment = compose(paraphrase(data, view=True), second)
     first = range(0, min(QUEUE, len(data)), BATCH)
-    mct.warm_start(augment(data.__getitems__(range(i, i + BATCH))) for i in first)
+    mct.warm_start(augment(data.batch(range(i, i + BATCH))) for i in first)
     fit(
         mct, data, epochs=EPOCHS, batch_size=BATCH, lr=LR, augment=augment, seed=seed,
         progress=False,
@@ -176,8 +155,7 @@ def measure(method: nn.Module) -> dict[str, float]:
     test = scenes(1000, small.TEST_SEED)
     image, caption = (embed_all(method, test, (name,)) for name in ("image", "caption"))
     means = test.meaning()
-    there = recall_at_k(image, caption, groups=means)
-    back = recall_at_k(caption, image, groups=means)
+    there, back = small.there_and_back(image, caption, means)
     measured = {
         "image_to_caption": there,
         "caption_to_image": back,
@@ -204,13 +182,8 @@ def pooled(
 ) -> Tensor:
     """The pooled features [N, F] of all pictures, or of one sentence of each scene."""
     encoder = cast(Any, method).encoders[modality]
-    sentences = data.sentences[:, sentence]
-
-    def read(batch: Batch) -> Tensor:
-        said = sentences[batch["index"]] if modality == "caption" else batch["image"]
-        return encoder(said).pooled
-
-    return read_all(method, read, data, (modality, "index"))
+    given = {"caption": data.sentences[:, sentence]} if modality == "caption" else data
+    return read_all(method, lambda batch: encoder(batch[modality]).pooled, given, (modality,))
 
 
 def nearest(features: Tensor, count: int = NEAREST) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmcl_book.experiments import small
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import compose, paraphrase, with_labels
 from mmcl_core.encoders import TagEncoder
@@ -95,8 +96,8 @@ def train(seed: int, *, weights: str = "fusion", **settings: Any) -> Trained:
     method = new_fusion(data, seed, **settings)
     trained = Trained(method, test, labels, [], [], [])
     blending = GradientBlending(
-        data.__getitems__(range(500)) | {"label": y[:500]},
-        validation.__getitems__(range(500)) | {"label": shape_and_colour(validation)},
+        data.batch(range(500)) | {"label": y[:500]},
+        validation.batch(range(500)) | {"label": shape_and_colour(validation)},
         every=EPOCHS if weights == "offline" else SUPER_EPOCH,
     )
     equal = dict.fromkeys(method.heads, 1 / len(method.heads))
@@ -133,7 +134,7 @@ def measure(trained: Trained) -> dict[str, float]:
     for each but the complete one, "cosine" and "cosine of others" of its embedding and the complete
     one. For each modality: accuracy "without image 0.25" where a quarter of the samples miss it,
     and "image alone @3", the accuracy of its own head after epoch 3. For blending: "weight" and
-    "ratio" (|dO/dG|, up to 99) of each head at the end of each super-epoch. And "chance".
+    "ratio" (`|dO/dG|`, up to 99) of each head at the end of each super-epoch. And "chance".
     """
     method, test, labels = trained.method, trained.test, trained.labels
     found = trained.found[-1]
@@ -169,7 +170,7 @@ def run(seed: int, *, weights: str = "fusion", **settings: Any) -> dict[str, flo
 def _fit(
     method: LateFusion, data: ShapesCaptions, y: Tensor, seed: int, callbacks: list[Any]
 ) -> None:
-    augment = compose(paraphrase(data.sentences), with_labels(y))
+    augment = compose(paraphrase(data), with_labels(data, y))
     small.train(method, data, seed, epochs=EPOCHS, augment=augment, callbacks=callbacks)
 
 
@@ -178,7 +179,7 @@ def _branches(method: LateFusion, test: ShapesCaptions, labels: Tensor) -> dict[
     told = {}
     for name in MODALITIES:
 
-        def head(batch: dict[str, Tensor], name: str = name) -> Tensor:
+        def head(batch: Batch, name: str = name) -> Tensor:
             return method.branch_logits(batch)[name]
 
         predicted = read_all(method, head, test, (name,)).argmax(1)

@@ -16,11 +16,12 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_book.experiments import small
+from mmcl_core.batches import Batch
 from mmcl_core.checkpoints import History
+from mmcl_core.data.augment import crop
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import alignment, cone, embed_all, recall_at_k, uniformity
 from mmcl_core.evaluation import summary as measures
@@ -28,8 +29,6 @@ from mmcl_core.losses import info_nce
 from mmcl_core.methods import MoCo
 from mmcl_core.methods.moco import MomentumCopy, Tower
 from mmcl_core.training import fit
-
-Batch = dict[str, Tensor]
 
 EPOCHS, BATCH, LR, TEMPERATURE = 5, 64, 5e-3, 0.2
 MOMENTUM, QUEUE = 0.99, 1024
@@ -127,7 +126,7 @@ def new_moco(seed: int, when: set[int], **settings: Any) -> Watched:
 
     `settings` are those of `Watched`.
     """
-    pictures = small.scenes(WATCHED, WATCHED_SEED).__getitems__(range(WATCHED))["image"]
+    pictures = small.scenes(WATCHED, WATCHED_SEED).batch(range(WATCHED))["image"]
     torch.manual_seed(seed)
     encoder = small.image_encoder()
     return Watched(encoder, pictures, when, dim=small.DIM, temperature=TEMPERATURE, **settings)
@@ -167,27 +166,8 @@ def train(
     return Trained(method, history, marks)
 
 
-def crops(pictures: Tensor) -> Tensor:
-    """A square crop of each picture at its own size and place, brought back to the full size.
-
-    Random numbers come from torch's global generator.
-
-    Args:
-        pictures: float [B, 3, H, W] in [0, 1].
-    """
-    area = torch.empty(len(pictures)).uniform_(*CROP)
-    side = area.sqrt()  # of the picture's
-    shift = (2 * torch.rand(len(pictures), 2) - 1) * (1 - side)[:, None]
-    turn = torch.zeros(len(pictures), 2, 3)
-    turn[:, 0, 0] = turn[:, 1, 1] = side
-    turn[:, :, 2] = shift
-    grid = F.affine_grid(turn, list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
-
-
-def two_crops(batch: Batch) -> Batch:
-    """`image` and `image_view`: two crops of each picture."""
-    return batch | {name: crops(batch["image"]) for name in ("image", "image_view")}
+# Two crops of each picture.
+two_crops = crop(CROP, views=("image", "image_view"))
 
 
 def drift(seen: dict[int, Tensor], at: int, age: int) -> Drift:
@@ -237,7 +217,7 @@ def quality(method: nn.Module, seed: int) -> dict[str, float]:
     test = small.scenes(TESTED, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(VIEWS_SEED)
-        batch = two_crops(test.__getitems__(range(len(test))))
+        batch = two_crops(test.batch(range(len(test))))
     x, y = (embed_all(method, {"image": batch[name]}) for name in ("image", "image_view"))
     measured = {"recall": recall_at_k(x, y, 1), "alignment": alignment(x, y)}
     return measured | {"uniformity": uniformity(x)}

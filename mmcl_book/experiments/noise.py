@@ -13,9 +13,8 @@ from torch import Tensor
 from mmcl_book.experiments import small
 from mmcl_book.experiments.gap import embed_both
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.groups import caption_groups
+from mmcl_core.data.groups import first_captions
 from mmcl_core.data.noise import unseen_words, with_unseen_words
-from mmcl_core.evaluation import recall_at_k
 from mmcl_core.methods import CLIP
 
 DETAIL, COUNT = 3, 2  # of the captions; names in each that has some
@@ -57,9 +56,8 @@ def measure(trained: Trained) -> dict[str, float]:
     measured = {}
     for name, test in {"plain": plain, "with names": named}.items():
         image, caption = embed_both(trained.method, test)
-        groups = caption_groups(test.sentences[:, 0])
-        there = recall_at_k(image, caption, groups=groups)
-        measured[f"recall, {name}"] = (there + recall_at_k(caption, image, groups=groups)) / 2
+        groups = first_captions(test)
+        measured[f"recall, {name}"] = sum(small.there_and_back(image, caption, groups)) / 2
     measured["captions tied"] = tied(caption, unseen_words(named.sentences[:, 0], named.tokenizer))
     return measured
 

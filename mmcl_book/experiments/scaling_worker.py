@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch
 from mmcl_core.distributed import (
     alone,
     average,
@@ -33,7 +34,6 @@ BATCH, FEATURES, DIM, ROUNDS = 1024, 128, 64, 3  # BATCH of all processes togeth
 TILE, SMALL = 64, 4  # gradients are compared at a SMALL-th of the batch
 CONE = 1.5  # what is added to all features, to put all embeddings into a cone
 STEPS_TO_LEARN, RATES = 60, {"SGD": 0.3, "AdamW": 0.01}
-Batch = dict[str, Tensor]
 Loss = Callable[[list[Tensor], Tensor], Tensor]
 
 
@@ -204,7 +204,7 @@ def measure(seed: int, size: int = BATCH) -> dict[str, float]:
 def compared(
     name: str, found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
-    """Of gradients g, against g1 of one process: "error, NAME", |g - g1| / |g1|; "cosine, NAME";
+    """Of gradients g, against g1 of one process: "error, NAME", `|g - g1| / |g1|`; "cosine, NAME";
     and "scale, NAME", the gradient of the logarithm of the scale as a multiple of the right one.
     """
     (maps, scale), (true_maps, true_scale) = found, expected

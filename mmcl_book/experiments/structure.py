@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from mmcl_book.experiments import small
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import VALUES
-from mmcl_core.data.groups import caption_groups
+from mmcl_core.data.groups import caption_groups, codes_of
 from mmcl_core.data.shapes import SYNONYMS, WORDS
 from mmcl_core.data.tokenizer import END, START, WordTokenizer
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import pointing_game
 from mmcl_core.methods import CLIP
-
-Batch = dict[str, Tensor]
 
 CONDITIONS: dict[str, dict[str, Any]] = {"trained": {"epochs": 8}, "untrained": {"epochs": 0}}
 AND = WordTokenizer(WORDS).encode("and")[1]
@@ -105,11 +104,11 @@ def measure(method: CLIP) -> dict[str, float]:
     """
     test = small.scenes(1000, small.TEST_SEED)
     one, other = (
-        data.__getitems__(range(500))
+        data.batch(range(500))
         for data in ShapesCaptions.colliding(500, seed=small.TEST_SEED, size=small.SIZE)
     )
-    batch = test.__getitems__(range(len(test)))
-    groups = caption_groups(batch["caption"])
+    batch = test.batch(range(len(test)))
+    groups = caption_groups(codes_of(batch))
     measured = {}
     for name, similarity in SIMILARITIES.items():
         scores = similarity(method, batch, batch)
@@ -142,7 +141,7 @@ def word_maps(
     """
     if attribute not in VALUES or any(" " in value for value in VALUES[attribute]):
         raise MMCLError(f"expected an attribute with a word for each value; got {attribute!r}")
-    batch = data.__getitems__(range(len(data)))
+    batch = data.batch(range(len(data)))
     patches, _ = method.embed_tokens(batch, "image")
     words, _ = words_of(method, batch)
     side = round(patches.shape[1] ** 0.5)

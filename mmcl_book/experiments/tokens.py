@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mmcl_book.experiments import structure
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.shapes import SYNONYMS
 from mmcl_core.encoders import ImageEncoder
 from mmcl_core.methods import FDT
 from mmcl_core.sparsemax import sparsemax
-
-Batch = dict[str, Tensor]
 
 OFTEN = 20  # calls from which on a token is judged
 
@@ -45,7 +44,7 @@ def calls(method: FDT, data: ShapesCaptions, name: str) -> Calls:
     found = []
     for rows in torch.arange(len(data)).split(250):
         scores, weights, mask = method.token_attention(
-            {name: data.__getitems__(rows)[name]}
+            {name: data.batch(rows)[name]}
         )[name]  # fmt: skip
         caller = scores.masked_fill(~mask[:, :, None], silent).argmax(1)  # [B, C]
         sample, token = weights.nonzero(as_tuple=True)

@@ -15,15 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import require
-from mmcl_core.data.groups import caption_groups
+from mmcl_core.batches import Batch, require
+from mmcl_core.data.groups import caption_groups, codes_of
 from mmcl_core.distributed import gather, own_rows
 from mmcl_core.encoders import masked_mean, width_of
 from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
 from mmcl_core.losses import clip_loss
 from mmcl_core.methods.clip import CLIP
-
-Batch = dict[str, Tensor]
 
 DEAD = 0.05  # codes with a smaller running count of tokens a step begin anew
 
@@ -198,7 +196,7 @@ class CodeCLIP(CLIP):
             MissingModalityError: one of the two is not there.
         """
         require(batch, "CodeCLIP trains on", *self.modalities)
-        groups = caption_groups(gather(batch["caption"], pad=True))
+        groups = caption_groups(gather(codes_of(batch)))
         rows = own_rows(len(batch["image"]))
         warm = self.training and int(self.step) < self.warmup
         embedded, found, chosen = [], [], []

@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl_core.data.batches import require
+from mmcl_core.batches import Batch, require
 from mmcl_core.distributed import gather, own_rows
 from mmcl_core.grounding import Grounded, codebook_usage, ground
 from mmcl_core.losses import gmc_loss
 from mmcl_core.methods.fdt import FDT
-
-Batch = dict[str, Tensor]
 
 
 class FDTGMC(FDT):

@@ -9,11 +9,10 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch
 from mmcl_core.errors import MMCLError
 from mmcl_core.methods.clip import CLIP
 from mmcl_core.methods.moco import MoCo
-
-Batch = dict[str, Tensor]
 
 
 class MoCoCLIP(CLIP):

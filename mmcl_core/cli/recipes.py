@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mmcl_core.data.augment import Augment, compose, moco_v2, paraphrase, with_labels
+from mmcl_core.data.augment import Augment, compose, crop, paraphrase, with_labels
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder, TagEncoder
 from mmcl_core.methods import CLIP, FDT, GMC, MCT, LateFusion, MoCo
 from mmcl_core.methods.fdt import Cooling
@@ -27,12 +27,12 @@ class Recipe(NamedTuple):
 
 def clip(data: Any, *, epochs: int = 8, batch_size: int = 128) -> Recipe:
     """Pictures and captions; a new sentence for each scene in each epoch."""
-    return Recipe(CLIP(*_pair(data)), paraphrase(data.sentences), epochs, batch_size)
+    return Recipe(CLIP(*_pair(data)), paraphrase(data), epochs, batch_size)
 
 
 def moco(data: Any, *, epochs: int = 8, batch_size: int = 64) -> Recipe:
     """Pictures alone."""
-    return Recipe(MoCo(_image(data), queue=16 * batch_size), _views(data), epochs, batch_size)
+    return Recipe(MoCo(_image(data), queue=16 * batch_size), crop(), epochs, batch_size)
 
 
 def mct(data: Any, *, epochs: int = 8, batch_size: int = 64) -> Recipe:
@@ -47,7 +47,7 @@ def mct(data: Any, *, epochs: int = 8, batch_size: int = 64) -> Recipe:
         queue=8 * batch_size,
         inter_temperature=0.05,
     )
-    augment = compose(paraphrase(data.sentences, view=True), _views(data))
+    augment = compose(paraphrase(data, view=True), crop())
     return Recipe(method, augment, epochs, batch_size)
 
 
@@ -56,12 +56,12 @@ def fdt(data: Any, *, epochs: int = 12, batch_size: int = 128) -> Recipe:
     steps = epochs * (len(data) // batch_size)
     cooling = Cooling(300.0, 15.0, max(steps, 1))
     method = FDT(_image(data), _caption(data, depth=2), temperature=cooling)
-    return Recipe(method, paraphrase(data.sentences), epochs, batch_size)
+    return Recipe(method, paraphrase(data), epochs, batch_size)
 
 
 def gmc(data: Any, *, epochs: int = 8, batch_size: int = 128) -> Recipe:
     """Pictures, captions, and tags where the data has them."""
-    return Recipe(GMC(_all(data)), paraphrase(data.sentences), epochs, batch_size)
+    return Recipe(GMC(_all(data)), paraphrase(data), epochs, batch_size)
 
 
 def fusion(
@@ -77,7 +77,7 @@ def fusion(
     `classes` is their number; None takes as many as the labels show.
     """
     method = LateFusion(_all(data), int(labels.max()) + 1 if classes is None else classes)
-    augment = compose(paraphrase(data.sentences), with_labels(labels))
+    augment = compose(paraphrase(data), with_labels(data, labels))
     return Recipe(method, augment, epochs, batch_size)
 
 
@@ -114,15 +114,3 @@ def _all(data: Any) -> dict[str, nn.Module]:
 def _tag_count(data: Any) -> int:
     tags = getattr(data, "tags", None)
     return 0 if tags is None else tags.shape[1]
-
-
-def _views(data: Any) -> Augment:
-    """A second view of a picture that keeps its colours, since captions speak of them."""
-    return moco_v2(
-        data.size,
-        views=("image_view",),
-        scale=(0.6, 1.0),
-        jitter_p=0.0,
-        grayscale_p=0.0,
-        blur_p=0.0,
-    )

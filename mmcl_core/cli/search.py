@@ -1,6 +1,7 @@
 """Finding pictures by words: with a trained run, any folder of pictures becomes an index.
 
-What `python -m mmcl_core embed` and `search` do, in Python:
+What `python -m mmcl_core embed` and `search` do, in Python::
+
     from mmcl_core.data import PictureFolder
     from mmcl_core.evaluation import embed_all
     from mmcl_core.cli.search import load_run
@@ -34,6 +35,7 @@ from mmcl_core.data.pictures import PictureFolder, as_images, decode
 from mmcl_core.data.tokenizer import WordTokenizer, split_words
 from mmcl_core.errors import DataError, MMCLError, ShapeError
 from mmcl_core.evaluation import embed_all
+from mmcl_core.files import new_file
 
 _FORMAT = "mmcl_core.PictureIndex.1"
 
@@ -102,6 +104,11 @@ class _Kind:
     def __len__(self) -> int:
         return self.samples
 
+    @property
+    def rows(self) -> Tensor:
+        """The numbers of the samples that are here."""
+        return torch.arange(len(self.sentences))
+
 
 def _kind(run: Run, folder: Path) -> _Kind:
     if run.shapes:
@@ -131,25 +138,16 @@ class PictureIndex:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file in NumPy's format npz, whole or not at all; makes a missing folder."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(
-                    file,
-                    format=_FORMAT,
-                    run=str(self.run),
-                    checkpoint=self.checkpoint,
-                    pictures=str(self.pictures),
-                    names=np.array(self.names),
-                    embeddings=self.embeddings.numpy(),
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with new_file(path) as file:
+            np.savez(
+                file,
+                format=_FORMAT,
+                run=str(self.run),
+                checkpoint=self.checkpoint,
+                pictures=str(self.pictures),
+                names=np.array(self.names),
+                embeddings=self.embeddings.numpy(),
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PictureIndex:
@@ -221,7 +219,7 @@ def embed_folder(
         bad += [f"{pictures.names[i]} ({error})" for i, error in unreadable.items()]
         if len(batch["index"]) and (skip_bad or not bad):  # else the others are only looked for
             rows.append(embed_all(run.method, {"image": batch["image"]}, ("image",)))
-            kept += batch["index"].tolist()
+            kept += [i for i in numbers if i not in unreadable]
         done(len(numbers))
     if bad and (not skip_bad or not kept):
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""

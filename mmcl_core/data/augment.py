@@ -1,4 +1,4 @@
-"""Second views of a batch: paraphrases, word dropout, the MoCo-v2 recipe for pictures; and labels.
+"""Second views of a batch: paraphrases, word dropout, crops, the MoCo-v2 recipe; and labels.
 
 Each function here returns a callable that takes a batch and returns a new one; the batch it is
 given stays as it is. All random numbers come from PyTorch's global generator on the CPU, whatever
@@ -8,20 +8,27 @@ the device, so that `fit` can save and restore it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Subset
 
+from mmcl_core.batches import Batch, index, require, trimmed
+from mmcl_core.data.groups import caption_codes, codes_of
 from mmcl_core.data.tokenizer import END, PAD, START, UNK
-from mmcl_core.errors import DataError, MissingModalityError, MMCLError, ShapeError
+from mmcl_core.errors import DataError, MMCLError, ShapeError
 
-Augment = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+Augment = Callable[[Batch], Batch]
+
+_OTHER = "{}; hand over the data set that the batch is of, or the whole that it is a part of"
 
 
 def compose(*augments: Augment) -> Augment:
     """Applies augmentations one after another, the first one first."""
 
-    def apply(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def apply(batch: Batch) -> Batch:
         batch = dict(batch)
         for augment in augments:
             batch = augment(batch)
@@ -30,74 +37,152 @@ def compose(*augments: Augment) -> Augment:
     return apply
 
 
-def paraphrase(sentences: Tensor, *, view: bool = False) -> Augment:
+def paraphrase(data: Any, *, view: bool = False) -> Augment:
     """Replaces "caption" by a random sentence of the same sample.
 
     A paraphrase is a second view of a caption: other words for the same scene. Captions are trimmed
-    to the longest in the batch.
+    to the longest in the batch. Where a batch has "text", the code of its captions (`groups`), that
+    goes along. In `compose`, it comes before what changes captions.
 
     Args:
-        sentences: int64 `[N, S, L]`, padded with 0, as data sets hold them; `batch["index"]` says
-            which row belongs to a sample.
+        data: where the sentences are: a data set with `sentences` int64 `[N, S, L]`, padded with 0,
+            such as `ShapesCaptions` and `CaptionFolder`. Batches are of this data set or of parts
+            of it, by `subset` or `random_split`; their "index" tells the sample.
         view: also add "caption_view", another sentence of the same sample. With S = 1 it is the
             same one.
 
     Raises:
-        ShapeError: `sentences` has other axes.
+        ShapeError: the sentences have other axes.
         MissingModalityError: a batch comes without "caption" or "index".
-        DataError: an index is outside `sentences`.
+        DataError: the data has no sentences; or a batch is of other data: it has an index that is
+            not there, or a caption that is none of the sentences of its sample.
     """
+    while isinstance(data, Subset):
+        data = data.dataset
+    sentences = getattr(data, "sentences", None)
+    if not isinstance(sentences, Tensor):
+        raise DataError(f"expected a data set with sentences, got {type(data).__name__}")
     if sentences.ndim != 3 or 0 in sentences.shape:
         raise ShapeError(f"sentences: expected shape [N, S, L], got {list(sentences.shape)}")
-    count, choices, _ = sentences.shape
+    find, choices = finder(data), sentences.shape[1]
+    ids = caption_codes(sentences.flatten(0, 1)).view(-1, choices)
+    texts = getattr(data, "texts", ids)
 
-    def apply(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        _require(batch, "paraphrase", "caption", "index")
-        index = _index(batch, count, "sentences").to(sentences.device)
-        chosen = torch.randint(choices, (len(index),))
-        new = {"caption": chosen}
+    def apply(batch: Batch) -> Batch:
+        require(batch, "paraphrase needs", "caption", "index")
+        found = find(batch)
+        codes = texts if "text" in batch else ids
+        if not (codes_of(batch).cpu()[:, None] == codes[found]).any(1).all():
+            raise DataError(_OTHER.format("a caption is none of the sentences of its sample"))
+        chosen = torch.randint(choices, (len(found),))
+        new = {"": chosen}
         if view:
             # A step of 1 to S - 1 on the circle of sentences never comes back to the same one.
-            step = torch.randint(1, choices, (len(index),)) if choices > 1 else 0
-            new["caption_view"] = (chosen + step) % choices
-        device = batch["caption"].device
-        return {
-            **batch,
-            **{
-                key: _trim(sentences[index, which.to(index.device)]).to(device)
-                for key, which in new.items()
-            },
-        }
+            step = torch.randint(1, choices, (len(found),)) if choices > 1 else 0
+            new["_view"] = (chosen + step) % choices
+        batch, device = dict(batch), batch["caption"].device
+        for name, which in new.items():
+            batch[f"caption{name}"] = trimmed(sentences[found, which]).to(device)
+            if "text" in batch:
+                batch[f"text{name}"] = codes[found, which].to(device)
+        return batch
 
     return apply
 
 
-def with_labels(labels: Tensor) -> Augment:
+def with_labels(data: Any, labels: Tensor) -> Augment:
     """Adds "label", the class of each sample, for methods that train on classes.
 
     Args:
-        labels: int64 `[N]`; `batch["index"]` says which one belongs to a sample.
+        data: the data set that the labels are of. Batches are of it or of parts of it, as in
+            `paraphrase`.
+        labels: int64 `[N]`, one for each sample of `data`, in its order.
 
     Raises:
         ShapeError: `labels` has another shape or type, or is empty.
         MissingModalityError: a batch comes without "index".
-        DataError: an index is outside `labels`.
+        DataError: a batch is of other data, as in `paraphrase`.
     """
     if labels.ndim != 1 or labels.dtype != torch.int64 or not len(labels):
         raise ShapeError(f"labels: expected int64 [N], got {labels.dtype} {list(labels.shape)}")
+    find, count = finder(data), len(_numbers(data))
+    if count != len(labels):
+        raise ShapeError(f"labels: expected one for each of the {count} samples, got {len(labels)}")
 
-    def apply(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        _require(batch, "with_labels", "index")
-        index = _index(batch, len(labels), "labels")
-        return {**batch, "label": labels[index.to(labels.device)].to(index.device)}
+    def apply(batch: Batch) -> Batch:
+        require(batch, "with_labels needs", "index")
+        label = labels[find(batch).to(labels.device)]
+        return {**batch, "label": label.to(batch["index"].device)}
 
     return apply
+
+
+def crop(
+    scale: tuple[float, float] = (0.6, 1.0), *, views: Sequence[str] = ("image_view",)
+) -> Augment:
+    """A random square of each picture, brought back to the size of the whole.
+
+    The colours stay, since captions speak of them; and it needs no other library. Each sample and
+    each view is drawn by itself from `batch["image"]`.
+
+    Args:
+        scale: least and greatest part of the area that a crop keeps, in (0, 1].
+        views: the keys to write. "image" is then replaced by a crop of it.
+
+    Raises:
+        MMCLError: `scale` or `views` cannot be used.
+        MissingModalityError: a batch comes without "image".
+        ShapeError: "image" is not float `[B, 3, H, W]`, or the batch is empty.
+    """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise MMCLError(f"scale: expected 0 < least <= greatest <= 1, got {scale}")
+    _check_views(views)
+
+    def one(image: Tensor) -> Tensor:
+        side = torch.empty(len(image)).uniform_(*scale).sqrt()  # of 1
+        corner = 2 * torch.rand(len(image), 2) - 1  # of the way to each border
+        matrix = torch.zeros(len(image), 2, 3)
+        matrix[:, 0, 0] = matrix[:, 1, 1] = side
+        matrix[:, :, 2] = corner * (1 - side)[:, None]
+        grid = F.affine_grid(matrix.to(image), list(image.shape), align_corners=False)
+        return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+
+    def apply(batch: Batch) -> Batch:
+        image = _pictures(batch, "crop")
+        return {**batch, **{name: one(image) for name in views}}
+
+    return apply
+
+
+def finder(data: Any) -> Callable[[Batch], Tensor]:
+    """Where the samples of a batch stand in a data set, by their "index".
+
+    Args:
+        data: the data set that batches are of, or a part of it, by `subset` or `random_split`.
+
+    Returns:
+        A function: a batch with "index" -> int64 [B], on the CPU, each from 0 to `len(data)` - 1.
+        It raises `DataError` for an index that the data has not.
+    """
+    numbers = _numbers(data)
+    order = numbers.argsort(stable=True)
+    rising = numbers[order]
+
+    def find(batch: Batch) -> Tensor:
+        index = batch["index"].cpu()
+        at = torch.searchsorted(rising, index).clamp_(max=len(rising) - 1)
+        if len(lost := index[rising[at] != index]):
+            raise DataError(_OTHER.format(f"the data has no sample with the index {int(lost[0])}"))
+        return order[at]
+
+    return find
 
 
 def word_dropout(p: float = 0.1, *, unk: int = UNK, view: bool = False) -> Augment:
     """Replaces each word by ``<unk>`` with probability `p`; at least one word of a caption stays.
 
-    ``<pad>``, ``<start>`` and ``<end>`` (ids 0, 1, 2) are never replaced.
+    ``<pad>``, ``<start>`` and ``<end>`` (ids 0, 1, 2) are never replaced. A batch keeps its "text":
+    the caption still stands for the same one.
 
     Args:
         p: probability in [0, 1].
@@ -112,8 +197,8 @@ def word_dropout(p: float = 0.1, *, unk: int = UNK, view: bool = False) -> Augme
     if not 0 <= p <= 1:
         raise MMCLError(f"p: expected a probability in [0, 1], got {p}")
 
-    def apply(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        _require(batch, "word_dropout", "caption")
+    def apply(batch: Batch) -> Batch:
+        require(batch, "word_dropout needs", "caption")
         ids = batch.get("caption_view", batch["caption"]) if view else batch["caption"]
         word = (ids != PAD) & (ids != START) & (ids != END) & (ids != unk)
         # Words with a noise below p go. The word with the largest noise is the last to go, so to
@@ -139,7 +224,7 @@ def moco_v2(
     blur_sigma: tuple[float, float] = (0.1, 2.0),
     blur_p: float = 0.5,
 ) -> Augment:
-    """The picture augmentation of MoCo-v2, on whole batches, with kornia.
+    """The picture augmentation of MoCo-v2, on whole batches, with kornia (``mmcl_core[book]``).
 
     Random resized crop, colour jitter, grayscale, Gaussian blur (X. Chen et al., "Improved
     Baselines with Momentum Contrastive Learning", arXiv:2003.04297, 2020). Each sample and each
@@ -161,17 +246,19 @@ def moco_v2(
         blur_sigma: least and greatest standard deviation of the blur, in pixels.
 
     Raises:
-        MMCLError: `size` or `views` cannot be used.
+        MMCLError: `size` or `views` cannot be used, or kornia is not installed.
         MissingModalityError: a batch comes without "image".
         ShapeError: "image" is not float `[B, 3, H, W]`, or the batch is empty.
     """
-    # Here, so that the library can be imported without it.
-    import kornia.augmentation as K
-
     if size < 1:
         raise MMCLError(f"size: expected at least 1 pixel, got {size}")
-    if not views or not set(views) <= {"image", "image_view"}:
-        raise MMCLError(f"views: expected 'image', 'image_view' or both, got {tuple(views)}")
+    _check_views(views)
+    try:
+        import kornia.augmentation as K
+    except ImportError as error:
+        raise MMCLError(
+            "moco_v2 needs kornia: pip install 'mmcl_core[book]'. `crop` needs nothing besides"
+        ) from error
     # Slicing is several times faster than kornia's default, a perspective warp, for the same crop.
     # The kernel reaches two standard deviations to each side, as far as it makes a difference.
     radius = min(max(1, round(2 * blur_sigma[1])), size - 1)
@@ -184,41 +271,31 @@ def moco_v2(
     )
 
     @torch.no_grad()
-    def apply(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        _require(batch, "moco_v2", "image")
-        image = batch["image"]
-        if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
-            raise ShapeError(
-                f"image: expected float [B, 3, H, W] in [0, 1], got {image.dtype} "
-                f"{list(image.shape)}"
-            )
+    def apply(batch: Batch) -> Batch:
+        image = _pictures(batch, "moco_v2")
         # Interpolation and blur may leave [0, 1] by a rounding error.
         return {**batch, **{key: recipe(image).clamp_(0, 1) for key in views}}
 
     return apply
 
 
-def _index(batch: dict[str, Tensor], count: int, what: str) -> Tensor:
-    """The "index" of a batch, each from 0 to `count` - 1."""
-    index = batch["index"]
-    if int(index.min()) < 0 or int(index.max()) >= count:
-        raise DataError(
-            f"index: expected 0 to {count - 1}, got {int(index.min())} to {int(index.max())}; "
-            f"hand over the {what} of the same data set as the batch"
+def _numbers(data: Any) -> Tensor:
+    """The "index" of each sample of a data set: int64 [N]."""
+    if isinstance(data, Subset):
+        return (whole := _numbers(data.dataset))[index(data.indices, len(whole))]
+    return getattr(data, "rows", torch.arange(len(data)))
+
+
+def _check_views(views: Sequence[str]) -> None:
+    if not views or not set(views) <= {"image", "image_view"}:
+        raise MMCLError(f"views: expected 'image', 'image_view' or both, got {tuple(views)}")
+
+
+def _pictures(batch: Batch, who: str) -> Tensor:
+    require(batch, f"{who} needs", "image")
+    image = batch["image"]
+    if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
+        raise ShapeError(
+            f"image: expected float [B, 3, H, W] in [0, 1], got {image.dtype} {list(image.shape)}"
         )
-    return index
-
-
-def _trim(ids: Tensor) -> Tensor:
-    """Cuts the columns that are padding in every caption of `[B, L]`."""
-    return ids[:, : int((ids != PAD).sum(dim=1).max())]
-
-
-def _require(batch: dict[str, Tensor], name: str, *keys: str) -> None:
-    missing = [key for key in keys if key not in batch]
-    if missing:
-        raise MissingModalityError(
-            f"{name} needs {list(keys)} in a batch, got {sorted(batch)}: {missing} missing"
-        )
-    if len(batch[keys[0]]) == 0:
-        raise ShapeError(f"{keys[0]}: expected at least one sample, got an empty batch")
+    return image

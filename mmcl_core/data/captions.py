@@ -1,16 +1,16 @@
-"""Folders of captioned photographs: Flickr8k and COCO captions as they lie on disk.
+"""Folders of captioned photographs: Flickr8k, Flickr30k and COCO captions as they lie on disk.
 
 Nothing is downloaded here, and no picture is opened before it is asked for.
 
 - Flickr8k: M. Hodosh, P. Young, J. Hockenmaier, "Framing Image Description as a Ranking Task",
   JAIR 47, 2013.
+- Flickr30k: P. Young et al., "From Image Descriptions to Visual Denotations", TACL 2, 2014.
 - COCO captions: X. Chen et al., "Microsoft COCO Captions: Data Collection and Evaluation Server",
   arXiv:1504.00325, 2015.
 """
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
 import os
@@ -25,27 +25,38 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from mmcl_core.batches import Batch, BatchDataset, row_of
+from mmcl_core.data.groups import text_codes
 from mmcl_core.data.pictures import as_images, decode, in_threads
 from mmcl_core.data.tokenizer import END, SPECIALS, START, UNK, WordTokenizer, split_words
-from mmcl_core.errors import DataError, MMCLError, ShapeError
+from mmcl_core.errors import DataError, MMCLError
 
 # The second name is that of the authors' archive, spelled so.
-_FLICKR_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
-_LOOKED_FOR = "captions.txt, Flickr8k.token.txt, annotations/captions_*.json"
+_FLICKR_FOLDERS = (
+    "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images", "flickr30k-images",
+)  # fmt: skip
+_TABLES = ("captions.txt", "results.csv")
+_TOKENS = ("Flickr8k.token.txt", "results_20130124.token")
+COLUMNS = (("image", "image_name"), ("caption", "comment"))
+# A row in quotes may go on in so many lines.
+_LINES = 20
 
 
-class CaptionFolder(Dataset[dict[str, Tensor]]):
+class CaptionFolder(BatchDataset):
     """Pictures with several captions each, read from a folder.
 
     The layout is recognised from the first of these that is there:
 
-    - ``captions.txt``: CSV with the header ``image,caption``, quoted where a caption has commas
-      (Flickr8k as found today); pictures in ``Images/``;
-    - ``Flickr8k.token.txt``: lines ``name.jpg#0<TAB>caption`` (the authors' archive); pictures in
-      ``Images/``, ``Flicker8k_Dataset/`` or ``Flickr8k_Dataset/``;
+    - ``captions.txt`` or ``results.csv``: a table with the columns ``image`` and ``caption``
+      (Flickr8k as found today) or ``image_name`` and ``comment`` (Flickr30k), parted by commas,
+      semicolons, tabs or ``|``, quoted where a caption has one of these;
+    - ``Flickr8k.token.txt`` or ``results_20130124.token``: lines ``name.jpg#0<TAB>caption`` (the
+      authors' archives);
     - ``annotations/captions_<split>.json``: COCO captions; pictures in ``<split>/``.
+
+    Pictures of the first two lie in ``Images/``, ``Flicker8k_Dataset/``, ``Flickr8k_Dataset/``,
+    ``flickr30k_images/`` or ``flickr30k-images/``.
 
     A picture without a row in these files is not part of the data. Pictures come in the order in
     which the files first name them; a picture's captions in the order of the files.
@@ -55,19 +66,23 @@ class CaptionFolder(Dataset[dict[str, Tensor]]):
     half, a quarter or an eighth where that leaves at least twice `size`. The pictures of a batch
     are decoded in threads, on all cores.
 
-    **Bad rows.** A malformed row, an empty caption, a caption that is too long, a picture that is
-    missing, the same caption twice for one picture: with ``on_error="raise"`` all of them are
-    reported in one `DataError`, with file and row. With ``on_error="skip"`` they are left out, a
-    warning says how many and which, and `skipped` lists every one. An unreadable picture shows only
-    when it is decoded. With "raise" that is a `DataError` then, with file and row. With "skip" each
-    picture is decoded once at the start, so that the length and the numbering stay fixed and
-    training cannot stop half-way: this takes as long as one pass over the pictures.
+    **Bad rows.** A malformed row (the published Flickr30k has one), an empty caption, one that is
+    too long, a picture that is missing: with ``on_error="raise"`` all of them are reported in one
+    `DataError`, with file and row. With ``on_error="skip"`` they are left out, a warning says how
+    many and which, and `skipped` lists every one. An unreadable picture shows only when it is
+    decoded. With "raise" that is a `DataError` then, with file and row. With "skip" each picture is
+    decoded once at the start, so that the length and the numbering stay fixed and training cannot
+    stop half-way: this takes as long as one pass over the pictures.
 
     Attributes:
         paths: the picture files, `N` of them.
         sentences: int64 `[N, S, L]`, padded with 0; where a picture has fewer than S captions, they
             repeat; where it has more, the first S stand here and `captions(i)` has all.
+        texts: int64 `[N, S]`, a code of each whole text (`groups.text_codes`). Texts that differ
+            have other codes where `sentences` has the same ids: words that the tokenizer does not
+            know, captions that are cut.
         tokenizer: the `WordTokenizer` of `sentences`.
+        rows: int64 `[N]`, the number of each picture among those that were read.
         skipped: one line of text for each row left out: file, row, reason.
         size: side of a picture in pixels.
 
@@ -77,20 +92,23 @@ class CaptionFolder(Dataset[dict[str, Tensor]]):
             for COCO the name of an annotation file, such as "train2017", with or without the year.
             None takes all there is.
         size: side in pixels, at least 1.
-        tokenizer: one that was fit before (on the training captions, say); None fits one on the
-            captions of this folder.
+        tokenizer: one that was fit before (on the training captions, say); a warning says which
+            words it does not know. None fits one on the captions of this folder.
         sentences: S above, at least 1.
         max_length: most ids of a caption, start and end included; None takes the limit of the
             tokenizer, or 64 where none is given.
         truncate: cut captions that are too long instead of reporting them.
         on_error: "raise" or "skip", see above.
-        keep_duplicates: accept the same caption twice for one picture. The published Flickr8k has
-            ten such pairs, COCO's val2017 six: two people wrote the same words.
+        keep_duplicates: accept the same caption twice for one picture; False makes it a bad row.
+            The published Flickr8k has ten such pairs, COCO's val2017 six: two people wrote the
+            same words.
 
     Raises:
         DataError: the layout is not recognised, a file or a row cannot be used, or nothing is left.
         MMCLError: an argument is out of its range.
     """
+
+    _each = ("paths", "sentences", "texts", "_captions", "_where")
 
     def __init__(
         self,
@@ -103,7 +121,7 @@ class CaptionFolder(Dataset[dict[str, Tensor]]):
         max_length: int | None = None,
         truncate: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
-        keep_duplicates: bool = False,
+        keep_duplicates: bool = True,
     ) -> None:
         if size < 1:
             raise MMCLError(f"size: expected at least 1 pixel, got {size}")
@@ -159,11 +177,16 @@ class CaptionFolder(Dataset[dict[str, Tensor]]):
         self._where = [found[0].where for found in by_path.values()]
         words = [[row.words for row in found] for found in by_path.values()]
         self.tokenizer = _fit(words, limit) if tokenizer is None else tokenizer
-        self.sentences = _encode(words, self.tokenizer, sentences)
-
-    def __len__(self) -> int:
-        """The number of pictures."""
-        return len(self.paths)
+        self.sentences, self.texts = _encode(words, self.tokenizer, sentences)
+        self.rows = torch.arange(len(self.paths))
+        if unknown := _unknown(words, self.tokenizer):
+            count = int((self.sentences[:, 0] == UNK).any(1).sum())
+            examples = ", ".join(islice(unknown, 5)) + ", ..." * (len(unknown) > 5)
+            warnings.warn(
+                f"{len(unknown)} words are not known to the tokenizer ({examples}) and are read as "
+                f"<unk>; the first captions of {count} of {len(self)} pictures hold some",
+                stacklevel=2,
+            )
 
     def __repr__(self) -> str:
         captions = sum(len(found) for found in self._captions)
@@ -171,41 +194,19 @@ class CaptionFolder(Dataset[dict[str, Tensor]]):
 
     def captions(self, i: int) -> list[str]:
         """All captions of picture `i`, as they are written in the file."""
-        return list(self._captions[i])
+        return list(self._captions[row_of(i, len(self))])
 
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        """One sample: "image" `[3, size, size]`, "caption" `[L]`, "index" `[]`."""
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"expected an index below {len(self)}, got {i}")
-        return {key: value[0] for key, value in self.__getitems__([i % len(self)]).items()}
-
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """A batch: "image" float32 `[B, 3, size, size]` in [0, 1], "caption" int64 `[B, L]`
-        (sentence 0, trimmed to the longest), "index" int64 `[B]`.
+    def _read(self, rows: Tensor) -> Batch:
+        """Pictures, float32 `[B, 3, size, size]` in [0, 1]; the first captions, and their texts.
 
         Raises:
             DataError: a picture cannot be read.
-            ShapeError: there are no indices.
         """
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        if index.ndim != 1 or len(index) == 0:
-            raise ShapeError(f"indices: expected shape [B], B at least 1, got {list(index.shape)}")
-        caption = self.sentences[index, 0]
         return {
-            "image": as_images(in_threads(self._picture, index.tolist()), self.size),
-            "caption": caption[:, : int((caption != 0).sum(1).max())],
-            "index": index,
+            "image": as_images(in_threads(self._picture, rows.tolist()), self.size),
+            "caption": self.sentences[rows, 0],
+            "text": self.texts[rows, 0],
         }
-
-    def subset(self, indices: Sequence[int] | Tensor) -> CaptionFolder:
-        """The pictures `indices` in that order, numbered anew from 0; the tokenizer stays."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        part = copy.copy(self)
-        part.paths = [self.paths[i] for i in index.tolist()]
-        part._captions = [self._captions[i] for i in index.tolist()]
-        part._where = [self._where[i] for i in index.tolist()]
-        part.sentences = self.sentences[index]
-        return part
 
     def _picture(self, i: int) -> np.ndarray:
         try:
@@ -241,14 +242,15 @@ class _Source:
 
 
 def _find_sources(root: Path, split: str | None, problems: list[str]) -> list[_Source]:
-    if (file := root / "captions.txt").is_file():
-        return [_flickr_source(root, split, file, _read_csv, problems)]
-    if (file := root / "Flickr8k.token.txt").is_file():
-        return [_flickr_source(root, split, file, _read_tokens, problems)]
+    readers = dict.fromkeys(_TABLES, _read_columns) | dict.fromkeys(_TOKENS, _read_tokens)
+    for name, read in readers.items():
+        if (file := root / name).is_file():
+            return [_flickr_source(root, split, file, read, problems)]
     found = sorted((root / "annotations").glob("captions_*.json"))
     if not found:
         raise DataError(
-            f"{root}: expected a folder with one of {_LOOKED_FOR}, got "
+            f"{root}: expected a folder with one of {', '.join(readers)}, "
+            "annotations/captions_*.json, got "
             f"{'none of them' if root.is_dir() else 'no such folder'}"
         )
     names = {file.stem.removeprefix("captions_"): file for file in found}
@@ -342,30 +344,73 @@ def _lines(path: Path, problems: list[str]) -> Iterator[tuple[int, str]]:
             yield number, text.rstrip("\r")
 
 
-def _read_csv(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Yields place, picture name, caption. A row is one line: a quote ends where its line does."""
-    lines = _lines(path, problems)
-    number, header = next(lines, (1, ""))
-    if [field.strip().lower() for field in header.split(",")] != ["image", "caption"]:
+def read_table(
+    path: Path, image: Sequence[str], caption: Sequence[str], problems: list[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Yields place, name of the picture and caption of each row of a table with a header.
+
+    Fields are parted by what parts the header. A quote that no line ends within `_LINES` lines
+    belongs to its own line alone.
+
+    Args:
+        path: the file.
+        image: names that the column of the pictures may have, in small letters.
+        caption: likewise of the captions.
+        problems: gets a line about each row that cannot be used.
+
+    Raises:
+        DataError: the header has not these columns.
+    """
+    lines = list(_lines(path, problems))
+    header = lines[0][1] if lines else ""
+    for comma in ",;\t|":
+        names = [name.strip().strip('"').lower() for name in header.split(comma)]
+        at, of = (next((n for n in names if n in known), None) for known in (image, caption))
+        if at is not None and of is not None:
+            break
+    else:
         raise DataError(
-            f"{path}, line {number}: expected the header 'image,caption', got {header[:60]!r}"
+            f"{path}, line 1: expected a header with the columns {image[0]!r} and {caption[0]!r}, "
+            f"got {header[:60]!r}"
         )
-    for number, line in lines:
-        where = f"{path.name}, line {number}"
-        try:
-            # A reader for each line takes longer than all else. Most lines do not need one.
-            quoted = '"' in line or "\r" in line
-            fields = next(csv.reader([line], strict=True)) if quoted else line.split(",")
-        except csv.Error as error:
-            problems.append(f"{where}: malformed CSV ({error}) in {line[:60]!r}")
+    place, text, done = names.index(at), names.index(of), 0
+    for i, (number, line) in enumerate(lines[1:], start=1):
+        if i < done:  # the row before went on in this line
             continue
-        if len(fields) != 2:
+        where = f"{path.name}, line {number}"
+        # A reader for each line takes longer than all else. Most lines do not need one.
+        fields, done = line.split(comma), i + 1
+        if '"' in line or "\r" in line:
+            try:
+                fields, done = _quoted(lines, i, comma)
+            except csv.Error as error:
+                problems.append(f"{where}: malformed CSV ({error}) in {line[:60]!r}")
+                continue
+        if len(fields) != len(names):
             problems.append(
-                f"{where}: expected 2 fields, image and caption, got {len(fields)} in "
-                f"{line[:60]!r}; a caption with commas stands in double quotes"
+                f"{where}: expected {len(names)} fields, {' and '.join(names)}, got {len(fields)} "
+                f"in {line[:60]!r}; a caption with {comma!r} stands in double quotes"
             )
             continue
-        yield where, fields[0].strip(), fields[1].strip()
+        yield where, fields[place].strip(), fields[text].strip()
+
+
+def _quoted(lines: list[tuple[int, str]], i: int, comma: str) -> tuple[list[str], int]:
+    """The fields of the row that begins with line `i`, and the line where the next one begins."""
+    first: csv.Error | None = None
+    for stop in range(i + 1, min(i + _LINES, len(lines)) + 1):
+        row = [f"{line}\n" for _, line in lines[i:stop]]
+        try:
+            return next(csv.reader(row, delimiter=comma, strict=True)), stop
+        except csv.Error as error:
+            first = first or error
+            if "end of data" not in str(error):
+                break
+    raise first or csv.Error("no row")
+
+
+def _read_columns(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
+    return read_table(path, *COLUMNS, problems)
 
 
 def _read_tokens(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
@@ -463,23 +508,32 @@ def _fit(words: list[list[str]], max_length: int) -> WordTokenizer:
     return WordTokenizer(sorted(counts, key=lambda w: (-counts[w], w)), max_length=max_length)
 
 
-def _encode(words: list[list[str]], tokenizer: WordTokenizer, sentences: int) -> Tensor:
-    """The first captions of each picture as int64 `[N, S, L]`, repeated where there are fewer.
+def _unknown(words: list[list[str]], tokenizer: WordTokenizer) -> list[str]:
+    """The words of all captions that a tokenizer does not know, by falling count."""
+    known = set(tokenizer.words)
+    texts = chain.from_iterable(words)
+    counts = Counter(w for text in texts for w in text.split() if w not in known)
+    return [word for word, _ in counts.most_common()]
+
+
+def _encode(
+    words: list[list[str]], tokenizer: WordTokenizer, sentences: int
+) -> tuple[Tensor, Tensor]:
+    """The first captions of each picture as int64 `[N, S, L]`, repeated where there are fewer; and
+    the codes of their whole texts, int64 `[N, S]`.
 
     From their words, by the ids that `WordTokenizer.encode` gives; what is too long is cut.
     """
     ids = {word: i for i, word in enumerate(tokenizer.words, start=len(SPECIALS))}
     most, unknown = tokenizer.max_length - 2, repeat(UNK)
-    rows: list[list[int]] = []
-    for captions in words:
-        encoded = [
-            [START, *map(ids.get, caption.split()[:most], unknown), END]
-            for caption in captions[:sentences]
-        ]
-        rows += [encoded[s % len(encoded)] for s in range(sentences)]
+    texts = [
+        captions[s % min(len(captions), sentences)] for captions in words for s in range(sentences)
+    ]
+    rows = [[START, *map(ids.get, text.split()[:most], unknown), END] for text in texts]
     lengths = np.array([len(row) for row in rows])
     table = np.zeros((len(rows), lengths.max()), dtype=np.int64)
     table[np.arange(lengths.max()) < lengths[:, None]] = np.fromiter(
         chain.from_iterable(rows), dtype=np.int64, count=lengths.sum()
     )
-    return torch.from_numpy(table).view(len(words), sentences, -1)
+    shape = (len(words), sentences)
+    return torch.from_numpy(table).view(*shape, -1), text_codes(texts).view(shape)

@@ -8,13 +8,13 @@ Who wrote which digit is not known, so the same hands are in every split: to tel
 easier than to tell those of a stranger.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmcl_core.batches import Batch, BatchDataset, row_of
 from mmcl_core.data.tokenizer import WordTokenizer
 from mmcl_core.errors import MMCLError
 
@@ -25,7 +25,7 @@ DARKEST = 16  # ink of a pixel goes from 0 to 16
 SHARES = {"test": 0.25, "validation": 0.15}
 
 
-class Digits:
+class Digits(BatchDataset):
     """Scans of one handwritten digit each: two halves, and the word for the digit.
 
     Modalities, by the keys of a batch:
@@ -44,11 +44,14 @@ class Digits:
         labels: int64 `[N]`, the digits.
         words: int64 `[N, 3]`, of `tokenizer`.
         modalities: names of the three modalities.
-        rows: int64 `[N]`, the place of each scan in scikit-learn's order.
+        rows: int64 `[N]`, the "index" of each scan: its place in scikit-learn's order, whichever
+            the split.
 
     Raises:
         MMCLError: an argument is out of its range.
     """
+
+    _each = ("images", "labels", "words")
 
     def __init__(
         self,
@@ -75,25 +78,15 @@ class Digits:
         self.tokenizer = WordTokenizer(WORDS)
         self.words = self.tokenizer.encode_batch(WORDS)[self.labels]
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Scan `index` without a batch axis. Negative numbers count from the end."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is outside of the {len(self)} scans")
-        return {name: v[0] for name, v in self.__getitems__([index % len(self)]).items()}
-
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """A whole batch at once: both halves, "word" and "index"."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        one, other = self.images[index].chunk(2, dim=2 if self.cut == "rows" else 3)
+    def _read(self, rows: Tensor) -> Batch:
+        """Both halves, and "word"."""
+        one, other = self.images[rows].chunk(2, dim=2 if self.cut == "rows" else 3)
         halves = dict(zip(HALVES[self.cut], (one, other), strict=True))
-        return {**halves, "word": self.words[index], "index": index}
+        return {**halves, "word": self.words[rows]}
 
-    def text(self, index: int) -> str:
-        """The word of scan `index`."""
-        return WORDS[int(self.labels[index])]
+    def text(self, i: int) -> str:
+        """The word of scan `i`."""
+        return WORDS[int(self.labels[row_of(i, len(self))])]
 
 
 def _rows(labels: Tensor, split: str, seed: int) -> Tensor:

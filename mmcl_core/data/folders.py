@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import warnings
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +13,11 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from mmcl_core.data.archives import new_folder
+from mmcl_core.data.captions import COLUMNS, read_table
 from mmcl_core.data.shapes import ShapesCaptions
 from mmcl_core.data.tokenizer import split_words
 from mmcl_core.errors import DataError, MMCLError
+from mmcl_core.files import new_folder
 
 _SIDEWAYS = 6  # the EXIF tag "turn by a quarter, clockwise"
 _ORIENTATION = 0x0112
@@ -62,7 +62,7 @@ def draw_folder(
         list(dict.fromkeys(scenes.text(i, s) for s in range(scenes.sentences.shape[1])))
         for i in range(n)
     ]
-    with new_folder(Path(root)) as part:
+    with new_folder(root) as part:
         pictures = part / ("Images" if layout == "flickr" else "drawn")
         pictures.mkdir()
         for i, (name, pixels) in enumerate(zip(names, scenes.images, strict=True)):
@@ -80,22 +80,22 @@ def link_folder(
     *,
     pictures: str | os.PathLike[str],
     table: str | os.PathLike[str],
-    image: str = "image",
-    caption: str = "caption",
+    image: str | None = None,
+    caption: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
 ) -> Path:
     """Makes a folder for `CaptionFolder` out of your own pictures and a CSV, without copying any.
 
     The folder holds ``captions.txt``, and in ``Images/`` a link to each picture. The table has a
     header and one row for each caption; its fields are parted by commas, semicolons (as some
-    spreadsheets do) or tabs. A picture is named by its path from the folder of the pictures.
+    spreadsheets do), tabs or ``|``. A picture is named by its path from the folder of the pictures.
 
     Args:
         root: the folder to make; must not be there.
         pictures: the folder of your pictures; folders in it are fine.
         table: the CSV file, UTF-8.
-        image: the column with the names of the pictures.
-        caption: the column with the captions.
+        image: the column with the names of the pictures; None is "image" or "image_name".
+        caption: the column with the captions; None is "caption" or "comment".
         on_error: "raise" reports all rows that cannot be used in one error; "skip" leaves them out
             and warns.
 
@@ -115,24 +115,33 @@ def link_folder(
     problems: list[str] = []
     rows: list[tuple[str, str]] = []
     files: dict[str, Path] = {}
-    for line, name, text in _read_table(table, image, caption, problems):
+    if not table.is_file():
+        raise DataError(f"{table}: expected a table of pictures and captions, got no such file")
+    pictured, said = COLUMNS
+    try:
+        found = list(
+            read_table(
+                table,
+                pictured if image is None else (image.lower(),),
+                said if caption is None else (caption.lower(),),
+                problems,
+            )
+        )
+    except DataError as error:
+        raise DataError(f"{error}; image= and caption= name other columns") from error
+    for where, name, text in found:
         file = pictures / name
         flat = "__".join(part for part in Path(name).parts if part not in (os.sep, "."))
         if not split_words(text):
-            problems.append(f"{table.name}, line {line}: {name!r} has an empty caption")
+            problems.append(f"{where}: {name!r} has an empty caption")
         elif not name or not file.is_file():
-            problems.append(
-                f"{table.name}, line {line}: there is no picture {name!r} in {pictures.name}/"
-            )
+            problems.append(f"{where}: there is no picture {name!r} in {pictures.name}/")
         elif not file.resolve().is_relative_to(pictures.resolve()):
-            problems.append(f"{table.name}, line {line}: {name!r} lies outside {pictures.name}/")
+            problems.append(f"{where}: {name!r} lies outside {pictures.name}/")
         elif files.setdefault(flat, file) != file:
-            problems.append(
-                f"{table.name}, line {line}: {name!r} and another picture would have one "
-                f"name, {flat!r}"
-            )
+            problems.append(f"{where}: {name!r} and another picture would have one name, {flat!r}")
         else:
-            rows.append((flat, text))
+            rows.append((flat, " ".join(text.split())))
     if problems:
         told = "; ".join(islice(problems, 5)) + "; and more" * (len(problems) > 5)
         if on_error == "raise":
@@ -163,49 +172,6 @@ def _link(place: Path, file: Path) -> None:
         place.symlink_to(file)
     except OSError:  # on Windows, these need a right that few people have
         os.link(file, place)
-
-
-def _read_table(
-    table: Path, image: str, caption: str, problems: list[str]
-) -> Iterator[tuple[int, str, str]]:
-    """Line, name of the picture and caption of each row of a CSV with a header."""
-    try:
-        text = table.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{table}: expected a CSV file, got {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = table.read_bytes().count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{table}, line {line}: expected UTF-8, got {error.reason}; a spreadsheet can save as "
-            "'CSV UTF-8'"
-        ) from error
-    lines = text.splitlines(keepends=True)
-    header = lines[0].strip() if lines else ""
-    for comma in ",;\t":
-        names = [name.strip().strip('"') for name in header.split(comma)]
-        if image in names and caption in names:
-            break
-    else:
-        raise DataError(
-            f"{table}, line 1: expected a header with the columns {image!r} and {caption!r}, got "
-            f"{header[:60]!r}; image= and caption= name other columns"
-        )
-    at, said = names.index(image), names.index(caption)
-    reader = csv.reader(lines[1:], delimiter=comma, strict=True)
-    try:
-        for row in reader:
-            line = reader.line_num + 1
-            if not row:
-                continue
-            if len(row) != len(names):
-                problems.append(
-                    f"{table.name}, line {line}: expected {len(names)} fields, got {len(row)} in "
-                    f"{comma.join(row)[:60]!r}; a text with {comma!r} stands in double quotes"
-                )
-                continue
-            yield line, row[at].strip(), " ".join(row[said].split())
-    except csv.Error as error:
-        raise DataError(f"{table}, line {reader.line_num + 1}: malformed CSV ({error})") from error
 
 
 def _save(pixels: torch.Tensor, path: Path, quality: int, *, sideways: bool) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
-from mmcl_core.errors import DataError, MMCLError, ShapeError
+from mmcl_core.batches import Batch, BatchDataset, Indices, index
+from mmcl_core.errors import DataError, MMCLError
 
 # Names that end so are taken for pictures.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -23,7 +24,7 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-class PictureFolder(Dataset[dict[str, Tensor]]):
+class PictureFolder(BatchDataset):
     """The pictures of a folder and of all folders in it, without captions.
 
     They come in the order of their names. What begins with a dot is left out; links to folders are
@@ -34,6 +35,7 @@ class PictureFolder(Dataset[dict[str, Tensor]]):
         root: the folder.
         names: of the pictures, as paths from `root` with "/" between the parts.
         size: side of a picture in pixels.
+        rows: int64 `[N]`, the number of each picture among all of the folder.
 
     Args:
         root: the folder.
@@ -43,6 +45,8 @@ class PictureFolder(Dataset[dict[str, Tensor]]):
         DataError: there is no such folder, or no picture in it.
         MMCLError: an argument is out of its range.
     """
+
+    _each = ("names",)
 
     def __init__(self, root: str | os.PathLike[str], *, size: int = 64) -> None:
         if size < 1:
@@ -56,31 +60,18 @@ class PictureFolder(Dataset[dict[str, Tensor]]):
                 f"{root}: expected pictures, names that end in one of {', '.join(SUFFIXES)}; got "
                 "none of them, here or in the folders inside"
             )
-
-    def __len__(self) -> int:
-        """The number of pictures."""
-        return len(self.names)
+        self.rows = torch.arange(len(self.names))
 
     def __repr__(self) -> str:
         return f"PictureFolder({len(self)} pictures, size={self.size})"
 
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        """One sample: "image" `[3, size, size]`, "index" `[]`."""
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"expected an index below {len(self)}, got {i}")
-        return {key: value[0] for key, value in self.__getitems__([i % len(self)]).items()}
-
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """A batch: "image" float32 `[B, 3, size, size]` in [0, 1], "index" int64 `[B]`.
+    def _read(self, rows: Tensor) -> Batch:
+        """Pictures, float32 `[B, 3, size, size]` in [0, 1].
 
         Raises:
             DataError: a picture cannot be read.
-            ShapeError: there are no indices.
         """
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        if index.ndim != 1 or len(index) == 0:
-            raise ShapeError(f"indices: expected shape [B], B at least 1, got {list(index.shape)}")
-        batch, unreadable = self.read(index.tolist())
+        batch, unreadable = self.read(rows)
         for i, error in unreadable.items():
             raise DataError(
                 f"the picture {self.root / self.names[i]} cannot be read ({error}). Replace it, or "
@@ -88,8 +79,11 @@ class PictureFolder(Dataset[dict[str, Tensor]]):
             ) from error
         return batch
 
-    def read(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[int, Exception]]:
-        """The batch of those pictures that can be read, perhaps of none; of the others, why not."""
+    def read(self, indices: Indices) -> tuple[Batch, dict[int, Exception]]:
+        """The batch of those pictures that can be read, perhaps of none; of the others, why not.
+
+        The others go by their number here, as in `names`.
+        """
 
         def picture(i: int) -> np.ndarray | Exception:
             try:
@@ -97,11 +91,12 @@ class PictureFolder(Dataset[dict[str, Tensor]]):
             except Exception as error:  # damaged files make Pillow raise errors of many kinds
                 return error
 
-        found = list(zip(indices, in_threads(picture, indices), strict=True))
+        rows = index(indices, len(self)).tolist()
+        found = list(zip(rows, in_threads(picture, rows), strict=True))
         good = {i: pixels for i, pixels in found if not isinstance(pixels, Exception)}
         batch = {
             "image": as_images(list(good.values()), self.size),
-            "index": torch.tensor(list(good), dtype=torch.int64),
+            "index": self.rows[list(good)],
         }
         return batch, {i: error for i, error in found if isinstance(error, Exception)}
 

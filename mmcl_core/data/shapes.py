@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmcl_core.batches import Batch, BatchDataset, Indices, index, row_of
 from mmcl_core.data.drawing import (
     ATTRIBUTES,
     SCENES,
@@ -56,7 +57,7 @@ def _word_list() -> list[str]:
 WORDS = tuple(_word_list())
 
 
-class ShapesCaptions:
+class ShapesCaptions(BatchDataset):
     """Scenes of shapes with captions, tags, masks and attributes.
 
     Args:
@@ -66,7 +67,8 @@ class ShapesCaptions:
         detail: 1 to 4, how much the captions say.
         objects: smallest and largest number of objects in a scene, 1 to 4.
         sentences: sentences for each scene; they mean the same and differ in words and order.
-        tags: the attributes that become tags, one entry for each value.
+        tags: the attributes that become tags, one entry for each value; none, and batches have no
+            tags.
         synonyms: whether a sentence may say "disc" for "circle", "crimson" for "red", and so on.
         attributes: draw these scenes instead of random ones: name -> integers `[N, O]`, -1 where
             there is no object. All five names; `n` and `objects` are then ignored.
@@ -77,11 +79,14 @@ class ShapesCaptions:
         tags: float32 `[N, T]`, 1 where some object has the value; names in `tag_names`.
         named: the attributes that the captions name.
         attributes: name -> int64 `[N, O]`, -1 where there is no object.
+        rows: int64 `[N]`, the number of each scene among those that were drawn.
 
     Raises:
         MMCLError: an argument is out of its range.
         DataError: an attribute is unknown or has an impossible value.
     """
+
+    _each = ("images", "sentences", "tags", "attributes", "_placed")
 
     def __init__(
         self,
@@ -115,50 +120,26 @@ class ShapesCaptions:
         self.named = NAMED_AT_DETAIL[detail]
         self.tokenizer = WordTokenizer(WORDS)
         scenes = _draw_scenes(n, seed, objects) if attributes is None else _checked(attributes)
-        self._rows = np.arange(len(scenes["shape"]))
+        self.rows = torch.arange(len(scenes["shape"]))
         self._placed = place(scenes, seed, size)
         self.images = torch.from_numpy(render(scenes, self._placed, seed, size))
         self.attributes = {k: torch.from_numpy(v.astype(np.int64)) for k, v in scenes.items()}
         self.sentences = self._write(sentences)
         self.tag_names = tuple(value for name in tags for value in VALUES[name])
-        self.tags = torch.cat([self._multi_hot(name) for name in tags], dim=1)
+        none = torch.zeros(len(self), 0)
+        self.tags = torch.cat([none, *(self._multi_hot(name) for name in tags)], dim=1)
 
     # -- as a data set ---------------------------------------------------------------------------
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def _read(self, rows: Tensor) -> Batch:
+        """`image`, `caption` (the first sentence), and `tags` if there are some."""
+        batch = {"image": self.images[rows].float().div_(255), "caption": self.sentences[rows, 0]}
+        return {**batch, "tags": self.tags[rows]} if self.tag_names else batch
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Sample `index` without a batch axis. Negative numbers count from the end."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is outside of the {len(self)} scenes")
-        return {k: v[0] for k, v in self.__getitems__([index % len(self)]).items()}
-
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """A whole batch at once: `image`, `caption` (the first sentence), `tags`, `index`."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        caption = self.sentences[index, 0]
-        return {
-            "image": self.images[index].float().div_(255),
-            "caption": caption[:, : int((caption != 0).sum(dim=1).max())],
-            "tags": self.tags[index],
-            "index": index,
-        }
-
-    def text(self, index: int, sentence: int = 0) -> str:
-        """A sentence of scene `index` in words."""
-        return self.tokenizer.decode(self.sentences[index, sentence].tolist())
-
-    def subset(self, indices: Sequence[int] | Tensor) -> "ShapesCaptions":
-        """The scenes `indices`, in that order; everything else stays as it is."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        part = copy.copy(self)
-        part._rows = self._rows[index.numpy()]
-        part._placed = {k: v[index.numpy()] for k, v in self._placed.items()}
-        part.attributes = {k: v[index] for k, v in self.attributes.items()}
-        part.images, part.sentences = self.images[index], self.sentences[index]
-        part.tags = self.tags[index]
-        return part
+    def text(self, i: int, sentence: int = 0) -> str:
+        """A sentence of scene `i` in words."""
+        told = self.sentences[row_of(i, len(self))]
+        return self.tokenizer.decode(told[row_of(sentence, len(told))])
 
     def with_detail(self, detail: int) -> "ShapesCaptions":
         """The same scenes, told at another level of detail."""
@@ -192,11 +173,11 @@ class ShapesCaptions:
 
     # -- what is known of a scene ----------------------------------------------------------------
 
-    def masks(self, indices: Sequence[int] | Tensor) -> Tensor:
+    def masks(self, indices: Indices) -> Tensor:
         """Which pixels each object covers: bool `[n, O, size, size]`, all False for no object."""
-        index = torch.as_tensor(indices, dtype=torch.int64).numpy()
-        scenes = {k: v.numpy()[index] for k, v in self.attributes.items()}
-        placed = {k: v[index] for k, v in self._placed.items()}
+        rows = index(indices, len(self)).numpy()
+        scenes = {k: v.numpy()[rows] for k, v in self.attributes.items()}
+        placed = {k: v[rows] for k, v in self._placed.items()}
         (n, slots), half = scenes["shape"].shape, self.size // 2
         canvas = np.zeros((n, slots, 2, half, 2, half), dtype=bool)
         for slot in range(slots):
@@ -275,7 +256,9 @@ class ShapesCaptions:
         number = {w: i for i, w in enumerate(self.tokenizer.words, start=4)} | {"": 0}
         # One choice of synonym for each word and sentence: two red objects are both "crimson".
         draws = 1 + slots + len(SYNONYMS)
-        u = uniform(self.seed, SENTENCES, (int(self._rows.max()) + 1, count, draws))[self._rows]
+        u = uniform(self.seed, SENTENCES, (int(self.rows.max()) + 1, count, draws))[
+            self.rows.numpy()
+        ]
 
         def say(name: str, part: int = 0) -> np.ndarray:
             """Word numbers `[n, S, O]` of one attribute, synonyms drawn; 0 where not named."""

@@ -6,7 +6,7 @@ changes nothing for what `method.embed` returns.
 """
 
 from mmcl_core.evaluation.confidence import Calibration, calibration
-from mmcl_core.evaluation.embedding import BatchSource, embed_all
+from mmcl_core.evaluation.embedding import embed_all
 from mmcl_core.evaluation.missing import (
     Closeness,
     MissingModality,
@@ -21,7 +21,6 @@ from mmcl_core.evaluation.retrieval import recall_at_k
 from mmcl_core.evaluation.space import alignment, cone, modality_gap, shift_gap, uniformity
 
 __all__ = [
-    "BatchSource",
     "Calibration",
     "Closeness",
     "MissingModality",

@@ -28,8 +28,8 @@ def calibration(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Calibratio
     """Confidence, accuracy and the expected calibration error, ECE.
 
     Predictions are put into bins of equal width by their confidence; the error is the mean over
-    bins of |accuracy - confidence|, weighted by the number of samples (Guo et al., "On Calibration
-    of Modern Neural Networks", ICML 2017, Eq. 3).
+    bins of `|accuracy - confidence|`, weighted by the number of samples (Guo et al., "On
+    Calibration of Modern Neural Networks", ICML 2017, Eq. 3).
 
     Args:
         logits: float [N, C].

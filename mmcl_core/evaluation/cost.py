@@ -6,13 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from mmcl_core.batches import Batch
 from mmcl_core.errors import MMCLError, check_count
 from mmcl_core.modules import random_state_kept, training
-
-Batch = dict[str, Tensor]
 
 
 class StepCost(NamedTuple):

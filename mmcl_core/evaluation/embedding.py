@@ -1,29 +1,19 @@
 """Embeds whole data sets with a method."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch, Batched, Data
 from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError, check_count
 from mmcl_core.evaluation.checks import _matrix
 from mmcl_core.modules import evaluating, taking
 
-Batch = dict[str, Tensor]
-
-
-class BatchSource(Protocol):
-    """Data that can be embedded: whole batches by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch: ...
-
 
 def embed_all(
     method: nn.Module,
-    data: BatchSource | Batch,
+    data: Data | Batch,
     modalities: Sequence[str] = ("image",),
     *,
     batch_size: int = 256,
@@ -33,7 +23,7 @@ def embed_all(
 
     Args:
         method: has `embed(batch) -> [B, D]`. Modes and random states are afterwards as before.
-        data: a data set with `__len__` and `__getitems__`, or one batch of any size.
+        data: a data set (see `Batched`), or one batch of any size.
         modalities: the keys of the batch that `embed` is given; no others. Floats come in the type
             of the method's parameters, such as float64 or bfloat16.
         batch_size: samples embedded at once.
@@ -54,7 +44,7 @@ def embed_all(
 def _rows(
     method: nn.Module,
     verb: str,
-    data: BatchSource | Batch,
+    data: Data | Batch,
     modalities: Sequence[str],
     batch_size: int,
 ) -> Tensor:
@@ -81,20 +71,15 @@ def _rows(
     return torch.cat(rows)
 
 
-def _batches(data: BatchSource | Batch, batch_size: int) -> Iterator[Batch]:
+def _batches(data: Data | Batch, batch_size: int) -> Iterator[Batch]:
     if isinstance(data, dict):
         sizes = {name: len(value) for name, value in data.items()}
         if len(set(sizes.values())) != 1:
             raise ShapeError(f"expected a batch with one number of samples; got {sizes}")
         n = next(iter(sizes.values()))
     else:
-        for name in ("__len__", "__getitems__"):
-            if not callable(getattr(data, name, None)):
-                raise MMCLError(
-                    "data must be a batch, or have __len__ and __getitems__(indices); "
-                    f"{type(data).__name__} has no {name}"
-                )
-        n = len(data)
+        whole = Batched(data)
+        n = len(whole)
     if n == 0:
         raise ShapeError("expected at least one sample; the data is empty")
     for i in range(0, n, batch_size):
@@ -102,4 +87,4 @@ def _batches(data: BatchSource | Batch, batch_size: int) -> Iterator[Batch]:
         if isinstance(data, dict):
             yield {name: value[i:j] for name, value in data.items()}
         else:
-            yield data.__getitems__(list(range(i, j)))
+            yield whole.batch(range(i, j))

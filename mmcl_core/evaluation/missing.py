@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch, Data
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.evaluation.checks import _check_classes, _labels, _matrix, _unit
-from mmcl_core.evaluation.embedding import Batch, BatchSource, _rows, embed_all
+from mmcl_core.evaluation.embedding import _rows, embed_all
 from mmcl_core.evaluation.probes import _chance, _fit_probe
 
 
@@ -34,9 +35,9 @@ class MissingModality:
 
 def missing_modality(
     method: nn.Module,
-    train: BatchSource | Batch,
+    train: Data | Batch,
     train_y: Tensor,
-    test: BatchSource | Batch,
+    test: Data | Batch,
     test_y: Tensor,
     modalities: Sequence[str],
     *,
@@ -158,7 +159,7 @@ class Closeness:
 
 def partial_to_complete(
     method: nn.Module,
-    data: BatchSource | Batch,
+    data: Data | Batch,
     modalities: Sequence[str],
     *,
     batch_size: int = 256,
@@ -185,15 +186,28 @@ def partial_to_complete(
             f"expected at least two modalities such as ('image', 'tags'), each once; got "
             f"{modalities!r}"
         )
-    whole = _unit(embed_all(method, data, modalities, batch_size=batch_size), "embeddings").double()
-    closeness, n = {}, len(whole)
+    whole = embed_all(method, data, modalities, batch_size=batch_size)
+    return {
+        present: closeness(embed_all(method, data, present, batch_size=batch_size), whole)
+        for size in range(1, len(modalities))
+        for present in itertools.combinations(modalities, size)
+    }
+
+
+def closeness(part: Tensor, whole: Tensor) -> Closeness:
+    """Mean cosines of partial and complete embeddings.
+
+    Args:
+        part: unit vectors [N, D].
+        whole: those of the same samples, [N, D].
+
+    Raises:
+        ShapeError: fewer than two samples.
+    """
+    x, y = (_unit(each, "embeddings").double() for each in (part, whole))
+    n = len(y)
     if n < 2:
         raise ShapeError("expected at least two samples, to have another one; got one")
-    for size in range(1, len(modalities)):
-        for present in itertools.combinations(modalities, size):
-            part = embed_all(method, data, present, batch_size=batch_size)
-            part = _unit(part, "embeddings").double()
-            same = (part * whole).sum().item()
-            every = (part.sum(0) @ whole.sum(0)).item()  # of all pairs, from two sums
-            closeness[present] = Closeness(same / n, (every - same) / (n * (n - 1)))
-    return closeness
+    same = (x * y).sum().item()
+    every = (x.sum(0) @ y.sum(0)).item()  # of all pairs, from two sums
+    return Closeness(same / n, (every - same) / (n * (n - 1)))

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch, Data
 from mmcl_core.data.tokenizer import WordTokenizer
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.evaluation.checks import _labels, _unit
-from mmcl_core.evaluation.embedding import Batch, BatchSource, embed_all
+from mmcl_core.evaluation.embedding import embed_all
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ class ZeroShot:
 
 def zero_shot(
     method: nn.Module,
-    images: Tensor | BatchSource | Batch,
+    images: Tensor | Data | Batch,
     prompts: Mapping[str, Sequence[str]] | Sequence[Sequence[str]],
     tokenizer: WordTokenizer,
     *,

@@ -9,15 +9,14 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
-from mmcl_core.data.groups import caption_groups
+from mmcl_core.data.groups import first_captions
 from mmcl_core.errors import DataError
 from mmcl_core.evaluation import embed_all, linear_probe, missing_modality, recall_at_k
 from mmcl_core.methods import FDT
 from mmcl_core.methods.fdt import codebook_usage
-
-Batch = dict[str, Tensor]
 
 # Of `shape_and_colour`.
 CLASSES = len(VALUES["shape"]) * len(VALUES["colour"])
@@ -30,7 +29,7 @@ def recall(method: nn.Module, data: Any, ks: Sequence[int] = (1, 5, 10)) -> dict
 
     Args:
         method: embeds `image` and `caption`.
-        data: has `sentences` int64 [N, S, L].
+        data: has `sentences` int64 [N, S, L], and perhaps `texts` (see `first_captions`).
         ks: those above N are left out.
 
     Returns:
@@ -38,7 +37,7 @@ def recall(method: nn.Module, data: Any, ks: Sequence[int] = (1, 5, 10)) -> dict
         `chance@1` and so on, the recall of a random order.
     """
     image, caption = (embed_all(method, data, (name,)) for name in ("image", "caption"))
-    groups = caption_groups(data.sentences[:, 0])
+    groups = first_captions(data)
     n, correct = len(groups), groups.bincount()[groups].double()
     ks = [k for k in ks if k <= n]
     there = recall_at_k(image, caption, ks, groups=groups)

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mmcl_core.batches import Batch
 from mmcl_core.errors import MMCLError, ShapeError, check_count
 from mmcl_core.methods.fusion import LateFusion
 from mmcl_core.modules import evaluating, taking
@@ -33,7 +34,7 @@ FLOOR = 0.01  # nats; a measured loss is rarely known better than that
 
 
 def overfitting_to_generalisation(earlier: Losses, later: Losses) -> dict[str, float]:
-    """|dO / dG| of each head between two checkpoints (section 3 of the paper); lower is better.
+    """`|dO / dG|` of each head between two checkpoints (section 3 of the paper); lower is better.
 
     It is infinite where the validation loss is as before. It has no sign: where the validation
     loss rose, a low ratio is nothing good.
@@ -54,7 +55,7 @@ def overfitting_to_generalisation(earlier: Losses, later: Losses) -> dict[str, f
 def blending_weights(earlier: Losses, later: Losses, *, floor: float = FLOOR) -> dict[str, float]:
     """Weights with sum 1, proportional to dG_k / dO_k^2 (Proposition 1 of the paper).
 
-    A head whose validation loss did not fall gets 0. A |dO| below `floor` counts as `floor`: a
+    A head whose validation loss did not fall gets 0. A `|dO|` below `floor` counts as `floor`: a
     head that happens to overfit by nothing would else take all the weight.
 
     Args:
@@ -83,8 +84,8 @@ def blending_weights(earlier: Losses, later: Losses, *, floor: float = FLOOR) ->
 
 def head_losses(
     method: LateFusion,
-    train: dict[str, Tensor],
-    validation: dict[str, Tensor],
+    train: Batch,
+    validation: Batch,
     *,
     batch_size: int = 256,
 ) -> dict[str, tuple[float, float]]:
@@ -161,8 +162,8 @@ class GradientBlending:
 
     def __init__(
         self,
-        train: dict[str, Tensor],
-        validation: dict[str, Tensor],
+        train: Batch,
+        validation: Batch,
         *,
         every: int,
         floor: float = FLOOR,
@@ -230,7 +231,7 @@ def _changes(earlier: Losses, later: Losses) -> dict[str, tuple[float, float]]:
     return changes
 
 
-def _mean_losses(method: LateFusion, batch: dict[str, Tensor], batch_size: int) -> dict[str, float]:
+def _mean_losses(method: LateFusion, batch: Batch, batch_size: int) -> dict[str, float]:
     size = max((len(value) for value in batch.values()), default=0)
     if size < 1:
         raise ShapeError("expected at least one sample; got 0")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import at_hand, require
-from mmcl_core.data.groups import caption_groups
+from mmcl_core.batches import Batch, at_hand, require
+from mmcl_core.data.groups import caption_groups, codes_of
 from mmcl_core.distributed import gather, own_rows
 from mmcl_core.encoders import ProjectionHead, width_of
 from mmcl_core.errors import MMCLError
@@ -64,7 +64,7 @@ class CLIP(nn.Module):
         """1 / temperature, a scalar; the exponential of what is learned."""
         return self.log_scale.exp()
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The symmetric cross-entropy over the batch; samples with the same caption are positives
         of each other. With several processes, each asks for its own samples among those of all.
 
@@ -81,12 +81,12 @@ class CLIP(nn.Module):
             gather(caption),
             self.logit_scale,
             chunk_size=self.chunk_size,
-            groups=caption_groups(gather(batch["caption"], pad=True)),
+            groups=caption_groups(gather(codes_of(batch))),
             rows=own_rows(len(image)),
         )
         return {"total": total}
 
-    def embed(self, batch: dict[str, Tensor]) -> Tensor:
+    def embed(self, batch: Batch) -> Tensor:
         """One unit vector for each sample, [B, D], from the modalities that the batch holds.
 
         With both, the normalised mean of their two vectors.
@@ -98,7 +98,7 @@ class CLIP(nn.Module):
         vectors = [self._embed_one(batch, m) for m in present]
         return vectors[0] if len(vectors) == 1 else F.normalize(vectors[0] + vectors[1], dim=-1)
 
-    def embed_tokens(self, batch: dict[str, Tensor], modality: str) -> tuple[Tensor, Tensor]:
+    def embed_tokens(self, batch: Batch, modality: str) -> tuple[Tensor, Tensor]:
         """Each patch, or each word, in the common space by the head that the pooled vector takes.
 
         CLIP is never trained for this: only pooled vectors are compared in its loss.
@@ -121,6 +121,6 @@ class CLIP(nn.Module):
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
-    def _embed_one(self, batch: dict[str, Tensor], modality: str) -> Tensor:
+    def _embed_one(self, batch: Batch, modality: str) -> Tensor:
         pooled = self.encoders[modality](batch[modality]).pooled
         return F.normalize(self.heads[modality](pooled), dim=-1)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import at_hand, require
+from mmcl_core.batches import Batch, at_hand, require
 from mmcl_core.encoders import Encoded, width_of
 from mmcl_core.errors import MissingModalityError, MMCLError
 from mmcl_core.grounding import (
@@ -38,8 +38,6 @@ __all__ = [
     "Usage",
     "codebook_usage",
 ]
-
-Batch = dict[str, Tensor]
 
 
 class TokenAttention(NamedTuple):

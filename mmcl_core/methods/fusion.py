@@ -12,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import at_hand
+from mmcl_core.batches import Batch, at_hand
 from mmcl_core.distributed import average
 from mmcl_core.encoders import width_of
 from mmcl_core.errors import DataError, MissingModalityError, MMCLError, ShapeError
-
-Batch = dict[str, Tensor]
 
 RATE = 0.1  # share of a new batch in the running mean of the features, as in batch normalisation
 RESERVED = {"fusion", "total", "label", "index"}
@@ -121,7 +119,7 @@ class LateFusion(nn.Module):
             raise MissingModalityError(
                 f"LateFusion trains on {', '.join(self.modalities)} and label; "
                 f"{' and '.join(absent)} not in the batch, which holds {sorted(batch)}"
-                + ("; add it with augment=with_labels(labels)" if "label" in absent else "")
+                + ("; add it with augment=with_labels(data, labels)" if "label" in absent else "")
             )
         features = self._features(batch)
         label = _checked(batch["label"], len(batch[self.modalities[0]]), self.classes)

@@ -14,23 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import at_hand, require
+from mmcl_core.batches import Batch, at_hand, require
 from mmcl_core.distributed import gather, own_rows
 from mmcl_core.encoders import ProjectionHead, width_of
 from mmcl_core.errors import MissingModalityError, MMCLError
 from mmcl_core.losses import gmc_loss
 from mmcl_core.losses.gmc import Variant
 
-Batch = dict[str, Tensor]
-
 
 class GMC(nn.Module):
     """A base network for each modality, one for all of them, and one head that they share.
 
     Base networks map to a common width: h_m = linear_m(encoder_m(x_m)), and h_joint = linear of all
-    joint encoders' outputs side by side. The shared head g maps each to the sphere, z = g(h) /
-    ||g(h)|| (section 3 of the paper). At test time a complete sample is z_joint; any part of it is
-    the mean of its z_m.
+    joint encoders' outputs side by side. The shared head g maps each to the sphere,
+    `z = g(h) / ||g(h)||` (section 3 of the paper). At test time a complete sample is z_joint; any
+    part of it is the mean of its z_m.
 
     Args:
         encoders: name of a modality to what returns `Encoded` for `batch[name]`; has a `width`. At

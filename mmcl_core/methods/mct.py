@@ -17,14 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import at_hand, require
-from mmcl_core.data.groups import caption_codes
+from mmcl_core.batches import Batch, at_hand, require
+from mmcl_core.data.groups import codes_of, same_text
 from mmcl_core.encoders import ProjectionHead, width_of
 from mmcl_core.errors import MMCLError
 from mmcl_core.losses import queue_hinge, queue_info_nce
 from mmcl_core.methods.moco import KeyQueue, MomentumCopy
-
-Batch = dict[str, Tensor]
 
 TERMS = ("image", "tags", "caption", "image_to_caption", "caption_to_image")
 
@@ -165,7 +163,7 @@ class MCT(nn.Module):
             return loss(queries, new[name][0], self.queues[name].keys, scale, queue_positives=also)
 
         def says(entry: str, name: str = "caption") -> Tensor:
-            return caption_codes(batch[entry])[:, None] == self.queues[name].labels.T
+            return same_text(codes_of(batch, entry), self.queues[name].labels[:, 0])
 
         def shared_tags() -> Tensor:
             labels = self.queues["image"].labels
@@ -228,7 +226,7 @@ class MCT(nn.Module):
         tags = batch["tags"] if self.weights["tags"] else None
         for name in self.queues:
             modality, entry, head, text, _ = QUEUES[name]
-            labels = caption_codes(batch[text])[:, None] if text else tags
+            labels = codes_of(batch, text)[:, None] if text else tags
             new[name] = self.key[modality](batch[entry])[head], labels
         return new
 

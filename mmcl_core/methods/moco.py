@@ -12,13 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import require
+from mmcl_core.batches import Batch, require
 from mmcl_core.distributed import gather, world_size
 from mmcl_core.encoders import ProjectionHead, width_of
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.losses import queue_info_nce
-
-Batch = dict[str, Tensor]
 
 
 class MomentumCopy(nn.Module):

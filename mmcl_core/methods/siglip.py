@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmcl_core.data.batches import require
-from mmcl_core.data.groups import caption_groups
+from mmcl_core.batches import Batch, require
+from mmcl_core.data.groups import caption_groups, codes_of
 from mmcl_core.distributed import gather
 from mmcl_core.losses import siglip_loss
 from mmcl_core.methods.clip import CLIP
@@ -42,7 +42,7 @@ class SigLIP(CLIP):
         super().__init__(image_encoder, caption_encoder, temperature=1 / scale, **settings)
         self.bias = nn.Parameter(torch.tensor(float(bias)))
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The sum over all pairs, divided by the batch; equal captions belong together.
 
         Args:
@@ -53,5 +53,5 @@ class SigLIP(CLIP):
         """
         require(batch, "SigLIP trains on", *self.modalities)
         image, caption = (gather(self._embed_one(batch, m)) for m in self.modalities)
-        groups = caption_groups(gather(batch["caption"], pad=True))
+        groups = caption_groups(gather(codes_of(batch)))
         return {"total": siglip_loss(image, caption, self.logit_scale, self.bias, groups=groups)}

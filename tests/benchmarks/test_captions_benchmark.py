@@ -113,7 +113,7 @@ def test_decoding(folder: Path) -> None:
         return as_images([decode(path, SIZE) for path in paths], SIZE)
 
     def ours() -> torch.Tensor:
-        return data.__getitems__(batch)["image"]
+        return data.batch(batch)["image"]
 
     assert torch.equal(one_thread(), ours())  # and both are warm
     times = [(rounds(one_thread, 1)[0], rounds(ours, 1)[0]) for _ in range(11)]

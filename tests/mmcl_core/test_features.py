@@ -1,5 +1,7 @@
 """Frozen features: computed once, kept whole, and trained on by methods that do not know it."""
 
+import functools
+import pickle
 import subprocess
 import sys
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import mmcl_core.features as module
 from mmcl_core.data import CaptionFolder
@@ -214,7 +217,7 @@ def test_settings_that_cannot_be(data, tmp_path, settings) -> None:
 def test_a_batch_has_the_captions_of_the_folder(data, tmp_path, tokens) -> None:
     features = get(data, Counting(tokens), tmp_path)
     both = FeatureCaptions(data, features)
-    batch, pictures = both.__getitems__([4, 0]), data.__getitems__([4, 0])
+    batch, pictures = both.batch([4, 0]), data.batch([4, 0])
     assert torch.equal(batch["image"], torch.from_numpy(features[[4, 0]]))
     assert torch.equal(batch["caption"], pictures["caption"])
     assert torch.equal(batch["index"], pictures["index"])
@@ -222,7 +225,7 @@ def test_a_batch_has_the_captions_of_the_folder(data, tmp_path, tokens) -> None:
     assert both.captions(4) == data.captions(4)
     assert torch.equal(both[-1]["image"], torch.from_numpy(features[N - 1].copy()))
     part = both.subset(torch.tensor([4, 0]))
-    assert torch.equal(part.__getitems__([0, 1])["image"], batch["image"])
+    assert torch.equal(part.batch([0, 1])["image"], batch["image"])
     assert torch.equal(part.sentences, data.sentences[[4, 0]])
     assert part.paths == [data.paths[4], data.paths[0]]
     assert part.features is both.features  # nothing is copied
@@ -232,7 +235,7 @@ def test_a_batch_has_the_captions_of_the_folder(data, tmp_path, tokens) -> None:
     with pytest.raises(IndexError):
         both[N]
     with pytest.raises(ShapeError):
-        both.__getitems__([])
+        both.batch([])
     with pytest.raises(ShapeError, match="one row for each picture"):
         FeatureCaptions(data, features[1:])
 
@@ -288,9 +291,7 @@ def test_methods_train_on_features_as_on_pictures(data, tmp_path, kind, tokens) 
         method = GMC({"image": image, "caption": caption})
     else:
         method = {"CLIP": CLIP, "FDT": FDT}[kind](image, caption)
-    history = fit(
-        method, both, epochs=2, batch_size=6, augment=paraphrase(both.sentences), progress=False
-    )
+    history = fit(method, both, epochs=2, batch_size=6, augment=paraphrase(both), progress=False)
     assert all(np.isfinite(history.steps["total"]))
     assert embed_all(method, both).shape[0] == N
 
@@ -301,6 +302,108 @@ def test_the_frozen_encoder_of_a_trained_method(data, tmp_path) -> None:
     encoder = ImageEncoder(size=16, width=32)
     features = get(data, lambda x: encoder(x).tokens, tmp_path)
     with torch.no_grad():
-        tokens = encoder(data.__getitems__(range(N))["image"]).tokens
+        tokens = encoder(data.batch(range(N))["image"]).tokens
     assert np.allclose(features, tokens.numpy(), atol=1e-5)
     assert module.FeatureCaptions(data, features)[0]["image"].requires_grad is False
+
+
+# --- the encoder's weights (B16) ------------------------------------------------------------------
+
+
+class Holder:
+    """An encoder inside of something that is no module."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        self.inside = inside
+
+    def encode(self, x):
+        return self.inside(x)
+
+
+def wrapped(encoder: nn.Module) -> dict:
+    def inner(x):
+        return encoder(x)
+
+    return {
+        "module": encoder,
+        "lambda": lambda x: encoder(x),
+        "function of a function": lambda x: inner(x),
+        "method": encoder.forward,
+        "partial": functools.partial(lambda scale, x: scale * encoder(x), 1.0),
+        "method of a holder": Holder(encoder).encode,
+    }
+
+
+@pytest.mark.parametrize("how", wrapped(nn.Identity()))
+def test_other_weights_are_other_features(data, tmp_path, how) -> None:
+    """Features of about 1e-4, and weights that change by one part in a million."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p *= 1e-4
+    first = get(data, wrapped(encoder)[how], tmp_path).copy()
+    assert np.array_equal(get(data, wrapped(encoder)[how], tmp_path), first)
+    with torch.no_grad():
+        encoder[1].weight *= 1 + 1e-6
+    second = get(data, wrapped(encoder)[how], tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("change", [1.001, -1.0])
+def test_small_features_of_a_function_that_changed(data, tmp_path, change) -> None:
+    """What a function holds in numbers is seen by what it gives, however small that is."""
+    get(data, lambda x: 1e-4 * Counting(False)(x), tmp_path)
+    with pytest.raises(DataError, match="Has the encoder changed"):
+        get(data, lambda x: change * 1e-4 * Counting(False)(x), tmp_path)
+
+
+# --- to other processes (10) ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda array: array,
+        lambda array: np.asarray(array),  # no memmap by name
+        lambda array: array[::-1],
+        lambda array: array[:, 100:50_100:2],
+        lambda array: array.reshape(N, 100, 1000).transpose(0, 2, 1),
+    ],
+)
+def test_a_file_on_disk_travels_as_its_path(data, tmp_path, view) -> None:
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).random((N, 100_000), np.float32))
+    features = view(np.load(tmp_path / "f.npy", mmap_mode="r"))
+    both = FeatureCaptions(data, features)
+    without = len(pickle.dumps(data))
+    for each in (both, both.subset([3]), both.subset([7, 3, 5]).subset([1])):
+        sent = pickle.dumps(each)
+        assert len(sent) < without + 5_000
+        arrived = pickle.loads(sent)
+        assert torch.equal(arrived.batch([0])["image"], each.batch([0])["image"])
+        assert pickle.loads(pickle.dumps(arrived)).batch([0])["index"] == each.rows[0]
+
+
+def test_what_is_in_no_file_travels_as_the_own_rows(data, tmp_path) -> None:
+    features = np.random.default_rng(0).random((N, 100_000), np.float32)
+    np.save(tmp_path / "f.npy", features)
+    changed = np.load(tmp_path / "f.npy", mmap_mode="c")  # written to memory alone
+    changed[3] = 7
+    for array in (features, changed):
+        both = FeatureCaptions(data, array)
+        part = both.subset([3, 1])
+        sent = pickle.dumps(part)
+        assert len(sent) < 2.2 * features[0].nbytes + len(pickle.dumps(data))
+        arrived = pickle.loads(sent)
+        for name, value in part.batch([0, 1]).items():
+            assert torch.equal(arrived.batch([0, 1])[name], value)
+        assert part.features is both.features  # here nothing was copied
+
+
+def test_spawned_workers_read_the_file(data, tmp_path) -> None:
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).random((N, 8), np.float32))
+    both = FeatureCaptions(data, np.load(tmp_path / "f.npy", mmap_mode="r"))
+    loader = DataLoader(both, batch_size=5, num_workers=1, multiprocessing_context="spawn")
+    image = torch.cat([batch["image"] for batch in loader])
+    assert torch.equal(image, both.batch(range(N))["image"])

@@ -82,7 +82,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.image)
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
         if len(indices) == BATCH:
             self.asked.append(list(indices))
         return {"image": self.image[indices], "caption": self.caption[indices]}
@@ -162,7 +162,7 @@ def test_fit_is_the_plain_loop(schedule, clip):
     with torch.random.fork_rng([]):
         torch.manual_seed(5)
         for step, indices in enumerate(data.asked):
-            parts = method.loss(noisy(Pairs().__getitems__(indices)))
+            parts = method.loss(noisy(Pairs().batch(indices)))
             optimizer.zero_grad()
             parts["total"].backward()
             grads = torch.cat([p.grad.flatten() for p in method.parameters()])
@@ -643,8 +643,8 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(tmp_path, how, at):
         ({"warmup": 1.0}, MMCLError, "warmup"),
         ({"clip_norm": 0}, MMCLError, "clip_norm .* got 0"),
         ({"seed": -1}, MMCLError, "seed .* got -1"),
-        ({"data": [1, 2, 3]}, MMCLError, "list has no __getitems__"),
-        ({"data": iter([])}, MMCLError, "has no __len__"),
+        ({"data": [1] * 22}, MMCLError, "samples that are dicts, .* got int"),
+        ({"data": iter([])}, MMCLError, r"must have a length and batch\(indices\)"),
         ({"method": nn.Linear(2, 2)}, MMCLError, r"loss\(batch\).* got Linear"),
         ({"method": "clip"}, MMCLError, "got str"),
         ({"augment": 3}, MMCLError, "augment must be callable; got int"),

@@ -86,7 +86,7 @@ def test_reconstructions_are_those_of_single_scenes(lab) -> None:
     for source in alternatives.SOURCES.values():
         for wanted in ("image", "caption"):
             rows = alternatives.reconstructions(method, lab, source, wanted)
-            batch = lab.__getitems__([7])
+            batch = lab.batch([7])
             with torch.no_grad():
                 one = method.reconstruct({m: batch[m] for m in source}, wanted)
             torch.testing.assert_close(rows[7:8], one, atol=1e-5, rtol=1e-4)

@@ -153,7 +153,7 @@ def test_probes_read_features_before_the_head_and_embeddings_after_it(few, data)
     known, asked = comparison._one_object()
     y, test_y = (measures.of_the_object(of)["size"] for of in (known, asked))
     with torch.no_grad():
-        images = [of.__getitems__(range(len(of)))["image"] for of in (known, asked)]
+        images = [of.batch(range(len(of)))["image"] for of in (known, asked)]
         before = [method.encoders["image"](each).pooled for each in images]
         after = [method.embed({"image": each}) for each in images]
     for name, (x, test_x) in {"probe": before, "probe after": after}.items():
@@ -196,7 +196,7 @@ def test_tokens_in_common(few, data) -> None:
     method = comparison.new("FDT", data, 0)
     measured = comparison._tokens(method)
     test = comparison.scenes(comparison.TESTED, small.TEST_SEED)
-    batch = test.__getitems__(range(len(test)))
+    batch = test.batch(range(len(test)))
     with torch.no_grad():
         image, caption = (method.ground(batch, m).weights for m in comparison.MODALITIES)
     for shift, name in ((0, "tokens in common"), (1, "tokens in common, other")):
@@ -207,7 +207,7 @@ def test_tokens_in_common(few, data) -> None:
 @pytest.mark.parametrize("name", ["MCT", "GMC"])
 def test_a_token_goes_through_the_head_of_the_whole(data, name) -> None:
     method = comparison.new(data=data, seed=0, **comparison.CONDITIONS[name]).eval()
-    batch = data.__getitems__(range(4))
+    batch = data.batch(range(4))
     with torch.no_grad():
         for m in comparison.MODALITIES:
             vectors, mask = comparison.Spoken(method).embed_tokens(batch, m)

@@ -49,7 +49,7 @@ def test_calls_are_those_of_each_sample_by_itself(lab: Lab, name: str) -> None:
     expected = {}
     for i in range(len(lab.data)):
         with torch.no_grad():  # alone, a caption has no padding
-            scores, weights, _ = lab.method.token_attention(lab.data.__getitems__([i]))[name]
+            scores, weights, _ = lab.method.token_attention(lab.data.batch([i]))[name]
         for token, weight in enumerate(weights[0].tolist()):
             if weight > 0:
                 column = scores[0, :, token].tolist()
@@ -217,7 +217,7 @@ def test_maps_are_scores_for_the_tokens_of_a_word(lab: Lab, attribute: str) -> N
     for k in range(0, len(words), 7):
         i, spoken = int(scenes[k]), lab.data.text(int(scenes[k])).split()
         with torch.no_grad():
-            of = lab.method.token_attention(lab.data.__getitems__([i]))
+            of = lab.method.token_attention(lab.data.batch([i]))
         weights = sparsemax(of["caption"].scores[0, 1 + spoken.index(words[k])]).tolist()
         by_hand = [math.fsum(w * s for w, s in zip(weights, row, strict=True))
                    for row in of["image"].scores[0].tolist()]  # fmt: skip

@@ -12,7 +12,7 @@ from mmcl_book.experiments import gmc, handwriting, missing, parts, small
 from mmcl_core.data import Digits
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import embed_all, partial_to_complete
-from mmcl_core.evaluation.missing import MissingModality
+from mmcl_core.evaluation.missing import MissingModality, closeness
 from mmcl_core.evaluation.summary import shape_and_colour
 from mmcl_core.losses import gmc_loss
 from mmcl_core.methods import GMC, LateFusion
@@ -133,7 +133,7 @@ def test_what_says_the_same_of_scenes() -> None:
     data = missing.scenes(40, 3)
     method = gmc.new_gmc(data, 0, masked=True, temperature=0.5)
     plain = gmc.new_gmc(data, 0, temperature=0.5)
-    batch = data.__getitems__(range(40)) | {"label": shape_and_colour(data)}
+    batch = data.batch(range(40)) | {"label": shape_and_colour(data)}
     method.requires_grad_(False)
     assert method.loss(batch)["total"] < plain.loss(batch)["total"]
     joint, total = method.embed_joint(batch), 0.0
@@ -149,16 +149,6 @@ def test_what_says_the_same_of_scenes() -> None:
 
 
 # --- what is measured -----------------------------------------------------------------------------
-
-
-@sizes
-@given(seeds, st.integers(2, 9))
-def test_cosines_are_means_over_pairs(seed: int, n: int) -> None:
-    part, whole = unit(n, 3, seed), unit(n, 3, seed + 1)
-    table = part @ whole.T
-    same, other = parts.cosines(part, whole)
-    assert same == pytest.approx(float(table.diag().mean()))
-    assert other == pytest.approx(float(table[~torch.eye(n, dtype=torch.bool)].mean()))
 
 
 def test_halves_of_the_class() -> None:
@@ -186,7 +176,7 @@ def test_choices_are_all_but_none() -> None:
 def test_each_part_of_a_digit_has_an_encoder() -> None:
     data = Digits("validation")
     trunks = handwriting.encoders(data, data.modalities)
-    batch = data.__getitems__(range(5))
+    batch = data.batch(range(5))
     for m, trunk in trunks.items():
         encoded = trunk(batch[m])
         assert encoded.pooled.shape == (5, small.WIDTH)
@@ -206,9 +196,7 @@ def test_watching_keeps_where_the_test_samples_lie(runs, monkeypatch) -> None:
     assert list(last) == [("top",), ("bottom",), ("word",), ("top", "bottom", "word")]
     assert torch.equal(last[("top",)], embed_all(trained.method, trained.test, ("top",)))
     close = partial_to_complete(trained.method, trained.test, trained.modalities)[("top",)]
-    assert parts.cosines(last[("top",)], last[trained.modalities]) == pytest.approx(
-        (close.same, close.other), abs=1e-6
-    )
+    assert closeness(last[("top",)], last[trained.modalities]) == close
 
 
 def test_an_unknown_kind_is_named() -> None:

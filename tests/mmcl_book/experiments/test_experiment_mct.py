@@ -107,29 +107,15 @@ def test_captions_name_shapes_and_tags_name_shapes_and_colours() -> None:
     assert data.tag_names == VALUES["shape"] + VALUES["colour"]
 
 
-def test_a_crop_changes_the_second_view_alone() -> None:
-    batch = mct.scenes(6, 0).__getitems__(range(6))
-    torch.manual_seed(0)
-    seen = mct.crop()(batch)
-    assert {name for name in seen if name not in batch} == {"image_view"}
-    assert torch.equal(seen["image"], batch["image"])
-    assert not torch.equal(seen["image_view"], batch["image"])
-    # Cropped and made larger; no colour is new.
-    for channel in range(3):
-        low, high = batch["image"][:, channel].amin((1, 2)), batch["image"][:, channel].amax((1, 2))
-        assert (seen["image_view"][:, channel].amin((1, 2)) >= low - 1e-6).all()
-        assert (seen["image_view"][:, channel].amax((1, 2)) <= high + 1e-6).all()
-
-
 def test_what_is_drawn_again_has_the_same_objects_in_another_picture() -> None:
     data = mct.scenes(8, 3)
-    batch = data.__getitems__([5, 0, 7])
+    batch = data.batch([5, 0, 7])
     seen = mct.draw_again(data, 99)(batch)
     objects = {name: values.numpy() for name, values in data.attributes.items()}
     other = mct.scenes(8, 99, attributes=objects)
     for name in ATTRIBUTES:
         assert torch.equal(other.attributes[name], data.attributes[name])
-    assert torch.equal(seen["image_view"], other.__getitems__([5, 0, 7])["image"])
+    assert torch.equal(seen["image_view"], other.batch([5, 0, 7])["image"])
     difference = (seen["image_view"] - batch["image"]).abs().mean((1, 2, 3))
     assert (difference > 0.01).all()
 
@@ -145,25 +131,6 @@ def test_a_clip_sees_the_same_scenes(monkeypatch) -> None:
     assert torch.equal(one.images, other.images)
     assert torch.equal(one.sentences, other.sentences)
     assert how["epochs"] == how_other["epochs"] == mct.EPOCHS
-
-
-def test_a_crop_is_a_part_of_the_picture() -> None:
-    """A picture whose value is its place: the crop tells where it was cut, by two corners."""
-    size = 32
-    places = torch.linspace(-1 + 1 / size, 1 - 1 / size, size)
-    ramp = torch.stack(torch.meshgrid(places, places, indexing="ij"))
-    image = torch.cat([ramp, ramp[:1]]).expand(200, -1, -1, -1)
-    torch.manual_seed(0)
-    part = mct.crop(least=0.5)({"image": image})["image_view"]
-    down, right = part[:, 0, 4:-4, 0], part[:, 1, 0, 4:-4]  # inside of the border
-    side = (down[:, -1] - down[:, 0]) / (places[-5] - places[4])
-    torch.testing.assert_close(side, (right[:, -1] - right[:, 0]) / (places[-5] - places[4]))
-    assert 0.5**0.5 - 1e-4 <= float(side.min()) < 0.72
-    assert 0.98 < float(side.max()) <= 1 + 1e-4
-    middle = part[:, :2, 15:17, 15:17].mean((2, 3))
-    assert (middle.abs() <= (1 - side)[:, None] + 1e-4).all()
-    assert (middle.mean(0).abs() < 0.03).all()
-    assert (middle.std(0) > 0.05).all()
 
 
 @pytest.mark.parametrize(("method", "view"), [("moco", "crop"), ("mct", "none")])
@@ -196,7 +163,7 @@ def lab() -> tuple[MCT, ShapesCaptions]:
 
 def test_pooled_reads_pictures_and_any_sentence(lab) -> None:
     method, data = lab
-    batch = data.__getitems__(range(SCENES))
+    batch = data.batch(range(SCENES))
     with torch.no_grad():
         image = method.encoders["image"](batch["image"]).pooled
         second = method.encoders["caption"](data.sentences[:, 1]).pooled

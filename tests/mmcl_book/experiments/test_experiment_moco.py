@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmcl_book.experiments import moco, small
+from mmcl_core.data.augment import crop
 from mmcl_core.errors import MMCLError
 from mmcl_core.methods import MoCo
 from tests.compare import unit
@@ -22,49 +23,10 @@ def pictures(n: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 3, small.SIZE, small.SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-def sampled(picture: torch.Tensor, side: float, shift: list[float]) -> torch.Tensor:
-    """The crop of one picture, pixel by pixel, between the four that surround each place."""
-    size = picture.shape[-1]
-    crop = torch.empty_like(picture)
-    for row in range(size):
-        for column in range(size):
-            x, y = (  # in pixels, from the middle of the first one
-                ((side * ((2 * at + 1) / size - 1) + middle + 1) * size - 1) / 2
-                for at, middle in zip((column, row), shift, strict=True)
-            )
-            x, y = (min(max(place, 0), size - 1) for place in (x, y))
-            left, top = math.floor(x), math.floor(y)
-            right, bottom = min(left + 1, size - 1), min(top + 1, size - 1)
-            a, b = x - left, y - top
-            upper = (1 - a) * picture[:, top, left] + a * picture[:, top, right]
-            lower = (1 - a) * picture[:, bottom, left] + a * picture[:, bottom, right]
-            crop[:, row, column] = (1 - b) * upper + b * lower
-    return crop
-
-
 # --- crops ----------------------------------------------------------------------------------------
 
 
-def test_a_crop_is_the_loop_over_pixels() -> None:
-    given = pictures(3)
-    torch.manual_seed(4)
-    found = moco.crops(given)
-    torch.manual_seed(4)
-    side = torch.empty(3).uniform_(*moco.CROP).sqrt()
-    shift = (2 * torch.rand(3, 2) - 1) * (1 - side)[:, None]
-    for i in range(3):
-        expected = sampled(given[i], float(side[i]), shift[i].tolist())
-        torch.testing.assert_close(found[i], expected, atol=1e-4, rtol=0)
-
-
-def test_a_crop_of_everything_is_the_picture(monkeypatch) -> None:
-    monkeypatch.setattr(moco, "CROP", (1.0, 1.0))
-    torch.testing.assert_close(moco.crops(pictures(4)), pictures(4), atol=1e-5, rtol=0)
-
-
-def test_crops_keep_the_colours_and_differ() -> None:
-    plain = torch.tensor([0.2, 0.5, 0.9])[None, :, None, None].expand(4, 3, 32, 32)
-    torch.testing.assert_close(moco.crops(plain), plain, atol=1e-6, rtol=0)
+def test_two_crops_are_drawn_each_by_itself() -> None:
     batch = {"image": pictures(2), "index": torch.arange(2)}
     kept = batch["image"].clone()
     views = moco.two_crops(batch)
@@ -72,6 +34,10 @@ def test_crops_keep_the_colours_and_differ() -> None:
     assert views.keys() == {"image", "image_view", "index"}
     assert not torch.equal(views["image"], views["image_view"])
     assert not torch.equal(views["image"], kept)
+    torch.manual_seed(3)
+    first = moco.two_crops(batch)["image"]
+    torch.manual_seed(3)
+    assert torch.equal(crop(moco.CROP)(batch)["image_view"], first)
 
 
 # --- methods --------------------------------------------------------------------------------------
@@ -153,7 +119,7 @@ def test_recall_and_uniformity_by_loops(tiny) -> None:
     method = moco.new_in_batch(1)
     told = moco.quality(method, 12)
     torch.manual_seed(moco.VIEWS_SEED)
-    batch = moco.two_crops(small.scenes(SCENES, 12).__getitems__(range(SCENES)))
+    batch = moco.two_crops(small.scenes(SCENES, 12).batch(range(SCENES)))
     with torch.no_grad():
         x, y = (method.query(batch[name]) for name in ("image", "image_view"))
     cosines = (x @ y.T).tolist()

@@ -32,7 +32,7 @@ def lab() -> Lab:
 
 def patches_of(lab: Lab, rows: range) -> list[Vectors]:
     with torch.no_grad():
-        return lab.method.embed_tokens(lab.data.__getitems__(rows), "image")[0].tolist()
+        return lab.method.embed_tokens(lab.data.batch(rows), "image")[0].tolist()
 
 
 def words_of(lab: Lab, rows: range) -> list[list[tuple[str, list[float]]]]:
@@ -52,7 +52,7 @@ def dot(x: list[float], y: list[float]) -> float:
 
 
 def batches(lab: Lab, pictures: range, captions: range) -> list[dict[str, torch.Tensor]]:
-    both = lab.data.__getitems__(pictures), lab.data.__getitems__(captions)
+    both = lab.data.batch(pictures), lab.data.batch(captions)
     return [{"image": both[0]["image"]}, {"caption": both[1]["caption"]}]
 
 
@@ -191,8 +191,8 @@ def test_structure_measures_are_recall_and_single_comparisons(monkeypatch) -> No
         won = 0
         for own, other in (pair, pair[::-1]):
             for i in range(BAGS):
-                picture = own.__getitems__([i])
-                captions = own.__getitems__([i]), other.__getitems__([i])
+                picture = own.batch([i])
+                captions = own.batch([i]), other.batch([i])
                 right, wrong = (similarity(method, picture, each).item() for each in captions)
                 won += right > wrong
         assert measured[f"bags, {name}"] == pytest.approx(won / (2 * BAGS), abs=1.1 / (2 * BAGS))

@@ -227,7 +227,7 @@ def test_training_lowers_the_loss() -> None:
     torch.manual_seed(0)
     encoders = ImageEncoder(size=24, width=32), CaptionEncoder(len(data.tokenizer), width=32)
     method = CodeCLIP(*encoders, codes=32, dim=16, warmup=16)
-    batch = data.__getitems__(range(64))
+    batch = data.batch(range(64))
     before = method.eval().loss(batch)
     fit(method, data, epochs=12, batch_size=32, lr=5e-3, progress=False)
     after = method.eval().loss(batch)

@@ -266,7 +266,7 @@ def test_training_lowers_the_loss(kind: type) -> None:
     torch.manual_seed(0)
     encoders = ImageEncoder(size=24, width=32), CaptionEncoder(len(data.tokenizer), width=32)
     method = kind(*encoders, hidden=8)
-    batch = data.__getitems__(range(48))
+    batch = data.batch(range(48))
     before = method.loss(batch)
     fit(method, data, epochs=8, batch_size=24, lr=5e-3, progress=False)
     after = method.loss(batch)

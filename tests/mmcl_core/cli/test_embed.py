@@ -213,7 +213,7 @@ def test_unreadable_pictures_stop_it_unless_they_are_skipped(run, runs, photos, 
     assert not {"5.png", "11.png"} & set(index.names)
     whole = PictureFolder(tmp_path / "in", size=24)
     rows = [whole.names.index(name) for name in index.names]
-    image = whole.__getitems__(rows)["image"]
+    image = whole.batch(rows)["image"]
     loaded = search.load_run(runs["clip"])
     expected = embed_all(loaded.method, {"image": image}, ("image",))
     torch.testing.assert_close(index.embeddings, expected, rtol=0, atol=1e-5)

@@ -138,7 +138,7 @@ def test_it_is_the_training_and_the_measure_of_the_chapter(run, tmp_path) -> Non
     torch.manual_seed(5)
     model = CLIP(ImageEncoder(size=24), CaptionEncoder(len(data.tokenizer)))
     fit(
-        model, data, epochs=2, batch_size=32, lr=2e-3, augment=paraphrase(data.sentences),
+        model, data, epochs=2, batch_size=32, lr=2e-3, augment=paraphrase(data),
         seed=5, progress=False,
     )  # fmt: skip
     assert_same_weights(weights(tmp_path), dict(model.state_dict()))
@@ -446,7 +446,7 @@ def test_codebook_is_counted_over_all_samples() -> None:
     )
     found = measures.codebook(method, data)
     with torch.no_grad():
-        weights = method.eval().ground(data.__getitems__(range(50)), "caption").weights
+        weights = method.eval().ground(data.batch(range(50)), "caption").weights
     assert found["caption_used"] == (weights > 1e-9).any(0).sum()
     assert found["caption_active"] == pytest.approx(float((weights > 0).sum(1).float().mean()))
 

@@ -88,10 +88,6 @@ def layout(request, tmp_path):
     return tmp_path
 
 
-def identity(batch):
-    return batch
-
-
 # -- what is read -----------------------------------------------------------------------------
 
 
@@ -125,8 +121,8 @@ def test_more_captions_than_sentences_stay_readable(flickr):
 
 def test_a_batch(layout):
     data = CaptionFolder(layout, size=16)
-    batch = data.__getitems__([2, 0, 3])
-    assert batch.keys() == {"image", "caption", "index"}
+    batch = data.batch([2, 0, 3])
+    assert batch.keys() == {"image", "caption", "text", "index"}
     assert batch["image"].shape == (3, 3, 16, 16)
     assert batch["image"].dtype == torch.float32
     assert batch["image"].is_contiguous()
@@ -136,15 +132,18 @@ def test_a_batch(layout):
     red = torch.tensor([200, 30, 10]) / 255
     assert torch.allclose(batch["image"][1], red[:, None, None].expand(3, 16, 16), atol=0.02)
     assert torch.allclose(batch["image"][2], torch.full((3, 16, 16), 100 / 255), atol=0.02)
-    again = data.__getitems__(torch.tensor([2, 0, 3]))
+    again = data.batch(torch.tensor([2, 0, 3]))
     assert all(torch.equal(batch[key], again[key]) for key in batch)
 
 
 def test_one_sample_is_a_batch_of_one_without_its_axis(flickr):
     data = CaptionFolder(flickr, size=8)
-    batch = data.__getitems__([3])
+    batch = data.batch([3])
     for sample in (data[3], data[-1]):
-        assert all(torch.equal(sample[key], batch[key][0]) for key in batch)
+        words = sample["caption"][: batch["caption"].shape[1]]
+        assert all(torch.equal(sample[key], batch[key][0]) for key in batch if key != "caption")
+        assert torch.equal(words, batch["caption"][0])
+        assert sample["caption"].shape == data.sentences.shape[2:]  # all are of one length
     with pytest.raises(IndexError):
         data[4]
     assert len(list(data)) == 4
@@ -205,24 +204,24 @@ def test_no_picture_is_opened_before_it_is_asked_for(layout, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda path, *args: opened.append(path) or real(path, *args))
     data = CaptionFolder(layout)
     assert opened == []
-    data.__getitems__([1, 3])
+    data.batch([1, 3])
     assert sorted(opened) == sorted([data.paths[1], data.paths[3]])  # in threads
 
 
 def test_worker_processes_read_the_same(layout):
     data = CaptionFolder(layout, size=16)
-    loader = DataLoader(data, batch_size=3, num_workers=2, collate_fn=identity)
-    batches = list(loader)
+    batches = list(DataLoader(data, batch_size=3, num_workers=2))
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2], [3]]
     for batch in batches:
-        here = data.__getitems__(batch["index"])
+        here = data.batch(batch["index"])
+        here["caption"] = data.sentences[batch["index"], 0]  # not cut to the longest
         assert all(torch.equal(batch[key], here[key]) for key in here)
 
 
 def test_an_error_in_a_worker_keeps_its_kind_and_its_words(flickr):
     data = CaptionFolder(flickr)
     data.paths[2].write_bytes(b"not a picture")
-    batches = iter(DataLoader(data, batch_size=4, num_workers=2, collate_fn=identity))
+    batches = iter(DataLoader(data, batch_size=4, num_workers=2))
     with pytest.raises(DataError, match=r"captions\.txt, line 8: the picture .*tall\.jpg"):
         next(batches)
     # Left to the garbage collector, this takes PyTorch five seconds after an error.
@@ -237,22 +236,25 @@ def test_pickle(flickr):
     assert torch.equal(copy[1]["image"], data[1]["image"])
 
 
-def test_subset_is_numbered_anew(flickr):
+def test_a_subset_keeps_the_numbers(flickr):
     data = CaptionFolder(flickr, size=8)
     part = data.subset([3, 1])
     assert len(part) == 2
     assert part.captions(0) == CAPTIONS["gray.jpg"]
     assert torch.equal(part.sentences, data.sentences[[3, 1]])
     assert torch.equal(part[1]["image"], data[1]["image"])
-    assert part.__getitems__([0, 1])["index"].tolist() == [0, 1]
+    assert part.batch([0, 1])["index"].tolist() == [3, 1]
+    assert part.subset([1])[0]["index"] == 1
     assert len(data) == 4
 
 
 def test_a_tokenizer_from_elsewhere(flickr):
     tokenizer = WordTokenizer(["a", "red"], max_length=20)
-    data = CaptionFolder(flickr, tokenizer=tokenizer)
+    with pytest.warns(UserWarning, match=r"words are not known to the tokenizer") as warned:
+        data = CaptionFolder(flickr, tokenizer=tokenizer)
+    assert warned[0].filename == __file__
     assert data.tokenizer is tokenizer
-    assert data[0]["caption"].tolist() == [1, 4, 5, 3, 2]
+    assert data.batch([0])["caption"].tolist() == [[1, 4, 5, 3, 2]]
 
 
 # -- layouts and splits -----------------------------------------------------------------------
@@ -314,7 +316,7 @@ def test_coco_splits(tmp_path):
 
 
 def test_a_folder_of_another_kind(tmp_path):
-    looked_for = r"captions\.txt, Flickr8k\.token\.txt, annotations/captions_\*\.json, got "
+    looked_for = r"captions\.txt, results\.csv, .*annotations/captions_\*\.json, got "
     with pytest.raises(DataError, match=looked_for + "none of them"):
         CaptionFolder(tmp_path)
     with pytest.raises(DataError, match=looked_for + "no such folder"):
@@ -340,8 +342,8 @@ def test_arguments_out_of_range(flickr):
         CaptionFolder(flickr, tokenizer=WordTokenizer(["a"], max_length=9), max_length=8)
     data = CaptionFolder(flickr)
     for indices in ([], torch.zeros(1, 1, dtype=torch.int64)):
-        with pytest.raises(ShapeError, match=r"shape \[B\]"):
-            data.__getitems__(indices)
+        with pytest.raises(ShapeError, match="indices: expected"):
+            data.batch(indices)
 
 
 # -- broken rows ------------------------------------------------------------------------------
@@ -375,13 +377,13 @@ BROKEN_TOKENS = {
 
 def check_one_bad_row(root, where, message, good=12):
     with pytest.raises(DataError) as caught:
-        CaptionFolder(root)
+        CaptionFolder(root, keep_duplicates=False)
     text = str(caught.value)
     assert text.startswith("1 row cannot be used: " + where + ": ")
     assert message in text
     assert "on_error='skip'" in text
     with pytest.warns(UserWarning, match="1 row cannot be used") as warned:
-        data = CaptionFolder(root, on_error="skip")
+        data = CaptionFolder(root, on_error="skip", keep_duplicates=False)
     assert where in str(warned[0].message)
     assert warned[0].filename == __file__
     assert len(data.skipped) == 1
@@ -485,7 +487,7 @@ def test_json_that_is_not_utf8(tmp_path):
 @pytest.mark.parametrize("header", [("name", "text"), ("red.jpg", "A red thing"), ()])
 def test_another_header(flickr, header):
     write_csv(flickr, ROWS, header)
-    with pytest.raises(DataError, match=r"line \d: expected the header 'image,caption', got"):
+    with pytest.raises(DataError, match=r"line \d: expected a header with the columns 'image'"):
         CaptionFolder(flickr, on_error="skip")
 
 
@@ -516,15 +518,15 @@ def test_nothing_left_is_an_error(flickr):
         CaptionFolder(flickr)
 
 
-def test_duplicates_are_kept_when_asked_for(flickr):
+def test_duplicates_are_kept(flickr):
     write_csv(flickr, [*ROWS, ("gray.jpg", "b")])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data = CaptionFolder(flickr, keep_duplicates=True)
+        data = CaptionFolder(flickr)
     assert data.captions(3) == ["a", "b", "c", "b"]
     # The same words for another picture are no duplicate.
     write_csv(flickr, [*ROWS, ("red.jpg", "b")])
-    assert len(CaptionFolder(flickr).captions(0)) == 4
+    assert len(CaptionFolder(flickr, keep_duplicates=False).captions(0)) == 4
 
 
 def test_long_captions_are_cut_or_allowed_when_asked(flickr):
@@ -555,7 +557,7 @@ def test_unreadable_pictures(flickr, name, line, how):
     where = f"captions.txt, line {line}: the picture {flickr / 'Images' / name} cannot be read"
     data = CaptionFolder(flickr)  # lazy: not opened yet
     with pytest.raises(DataError) as caught:
-        data.__getitems__(range(4))
+        data.batch(range(4))
     assert str(caught.value).startswith(where)
     with pytest.warns(UserWarning, match="3 rows cannot be used"):
         data = CaptionFolder(flickr, on_error="skip")
@@ -563,7 +565,7 @@ def test_unreadable_pictures(flickr, name, line, how):
     assert name not in [path.name for path in data.paths]
     assert len(data.skipped) == 3
     assert data.skipped[0].startswith(where)
-    assert data.__getitems__(range(3))["image"].shape == (3, 3, 64, 64)
+    assert data.batch(range(3))["image"].shape == (3, 3, 64, 64)
 
 
 def test_a_picture_deleted_after_the_start(flickr):
@@ -579,3 +581,67 @@ def test_skip_without_anything_bad_is_quiet(layout):
         data = CaptionFolder(layout, on_error="skip")
     assert len(data) == 4
     assert data.skipped == []
+
+
+# -- tables as they are published (B10) -------------------------------------------------------
+
+
+def test_flickr8k_as_it_is_published(flickr):
+    """With the same caption twice, as in ten pictures of it; and a header that pandas wrote."""
+    path = flickr / "captions.txt"
+    write_csv(flickr, [*ROWS, ("gray.jpg", "b")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert CaptionFolder(flickr).captions(3) == ["a", "b", "c", "b"]
+        path.write_text(path.read_text().replace("image,caption", '"image","caption"', 1))
+        assert len(CaptionFolder(flickr)) == 4
+
+
+@pytest.mark.parametrize("comma", [",", ";", "\t"])
+def test_any_table_that_quotes_all(flickr, comma):
+    with open(flickr / "captions.txt", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=comma, quoting=csv.QUOTE_ALL).writerows(
+            [("Image", "Caption"), *ROWS]
+        )
+    data = CaptionFolder(flickr)
+    assert [data.captions(i) for i in range(4)] == list(CAPTIONS.values())
+
+
+def write_flickr30k(root):
+    lines = ["image_name| comment_number| comment"]
+    lines += [f"{name}| {i % 3}| {caption}" for i, (name, caption) in enumerate(ROWS)]
+    (root / "results.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_flickr30k_as_it_is_published(tmp_path):
+    draw(tmp_path / "flickr30k_images")
+    write_flickr30k(tmp_path)
+    data = CaptionFolder(tmp_path, size=8)
+    assert [data.captions(i) for i in range(4)] == list(CAPTIONS.values())
+    # The one row of it that lacks a sign.
+    with open(tmp_path / "results.csv", "a") as file:
+        file.write("gray.jpg| 4   A dog runs across the grass .\n")
+    with pytest.raises(DataError, match=r"line 14: expected 3 fields, image_name and .* got 2"):
+        CaptionFolder(tmp_path, size=8)
+    with pytest.warns(UserWarning, match="1 row cannot be used"):
+        assert len(CaptionFolder(tmp_path, size=8, on_error="skip")) == 4
+
+
+def test_the_archive_of_flickr30k(tmp_path):
+    draw(tmp_path / "flickr30k-images")
+    write_tokens(tmp_path, ROWS)
+    (tmp_path / "Flickr8k.token.txt").rename(tmp_path / "results_20130124.token")
+    assert len(CaptionFolder(tmp_path)) == 4
+
+
+def test_a_caption_may_go_on_in_the_next_line_and_a_stray_quote_takes_no_other_row(flickr):
+    path = flickr / "captions.txt"
+    path.write_text(
+        'image,caption\nred.jpg,"one\ntwo, three"\ngray.jpg,"stray\nwide.png,four\n'
+        'tall.jpg,"five, six"\n',
+        encoding="utf-8",
+    )
+    with pytest.warns(UserWarning, match=r"line 4: malformed CSV"):
+        data = CaptionFolder(flickr, on_error="skip")
+    told = {data.paths[i].name: data.captions(i) for i in range(len(data))}
+    assert told == {"red.jpg": ["one\ntwo, three"], "wide.png": ["four"], "tall.jpg": ["five, six"]}

@@ -19,7 +19,7 @@ SPLITS = ("train", "validation", "test")
 @pytest.mark.parametrize(("cut", "axis"), [("rows", 2), ("columns", 3)])
 def test_the_halves_put_together_are_the_scans_of_sklearn(cut: str, axis: int) -> None:
     data = Digits("all", cut=cut)
-    batch = data.__getitems__(range(len(data)))
+    batch = data.batch(range(len(data)))
     one, other, word = (batch[name] for name in data.modalities)
     whole = torch.cat([one, other], dim=axis)
     assert torch.equal(whole[:, 0], torch.tensor(SCANS.images / 16, dtype=torch.float32))
@@ -33,7 +33,7 @@ def test_words_and_labels_name_the_digit() -> None:
     data = Digits("all")
     assert data.labels.tolist() == SCANS.target.tolist()
     for i in (0, 5, 77, 1796):
-        said = data.tokenizer.decode(data.__getitems__([i])["word"][0])
+        said = data.tokenizer.decode(data.batch([i])["word"][0])
         assert said == data.text(i) == WORDS[SCANS.target[i]]
     assert data.words.shape == (1797, 3)
     assert data.words.dtype == torch.int64
@@ -60,13 +60,13 @@ def test_a_split_is_that_of_its_seed_only() -> None:
 
 def test_single_samples_are_rows_of_the_batch() -> None:
     data = Digits("validation", cut="columns")
-    batch = data.__getitems__(torch.tensor([2, 0]))
-    assert batch["index"].tolist() == [2, 0]
+    batch = data.batch(torch.tensor([2, 0]))
+    assert torch.equal(batch["index"], data.rows[[2, 0]])
     for row, i in enumerate((2, 0)):
         for name, value in data[i].items():
             assert torch.equal(value, batch[name][row])
     assert torch.equal(data[-1]["left"], data[len(data) - 1]["left"])
-    with pytest.raises(IndexError, match=f"outside of the {len(data)} scans"):
+    with pytest.raises(IndexError, match=f"to {len(data) - 1}; got {len(data)}"):
         data[len(data)]
 
 

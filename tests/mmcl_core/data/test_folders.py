@@ -24,7 +24,7 @@ def test_a_drawn_folder_is_read_back(tmp_path, layout) -> None:
         warnings.simplefilter("error")  # no row is left out
         data = CaptionFolder(root, size=32)
     scenes = ShapesCaptions(22, **SCENES)
-    pixels = data.__getitems__(range(22))["image"]
+    pixels = data.batch(range(22))["image"]
     assert (pixels - scenes.images / 255).abs().mean(dim=(1, 2, 3)).max() < 0.02
     for i in range(22):
         told = [scenes.text(i, s) for s in range(5)]
@@ -116,7 +116,7 @@ BROKEN = {
     "no picture '' in mine/": ("", "a red thing"),
     "'a.png' has an empty caption": ("a.png", " ."),
     "'../table.csv' lies outside mine/": ("../table.csv", "a red thing"),
-    "expected 2 fields, got 3 in 'a.png,one, two'": ("a.png", "one", " two"),
+    "expected 2 fields, image and caption, got 3 in 'a.png,one, two'": ("a.png", "one", " two"),
 }
 
 
@@ -147,11 +147,11 @@ def test_tables_that_cannot_be_read(mine) -> None:
         return str(error.value)
 
     path = mine.parent / "table.csv"
-    assert "expected a CSV file" in message()
+    assert "expected a table of pictures and captions" in message()
     path.write_text("")
     assert "expected a header with the columns 'image' and 'caption', got ''" in message()
-    path.write_text("image|caption\na.png|red")
-    assert "got 'image|caption'; image= and caption= name other columns" in message()
+    path.write_text("image:caption\na.png:red")
+    assert "got 'image:caption'; image= and caption= name other columns" in message()
     path.write_bytes("image,caption\na.png,größer".encode("latin-1"))
     assert "line 2: expected UTF-8" in message()
     path.write_text('image,caption\na.png,"open')
@@ -175,3 +175,25 @@ def test_where_links_are_not_allowed(mine, monkeypatch) -> None:
     with pytest.raises(DataError, match=r"links cannot be made here .* copy the pictures"):
         link_folder(mine.parent / "root", pictures=mine, table=table(mine, ROWS))
     assert not (mine.parent / "root").exists()
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_rare_marks_of_lines_end_no_row(mine, sign) -> None:
+    """Bug report 6: half of the caption was left out."""
+    path = mine.parent / "table.csv"
+    path.write_text(f"image,caption\na.png,red dog{sign}on grass\n", encoding="utf-8")
+    root = link_folder(mine.parent / "root", pictures=mine, table=path)
+    assert CaptionFolder(root).captions(0) == ["red dog on grass"]
+
+
+def test_the_table_of_flickr30k(mine) -> None:
+    """B10: fields parted by a bar, and its own names of columns."""
+    path = mine.parent / "results.csv"
+    path.write_text(
+        "image_name| comment_number| comment\na.png| 0| A red thing , and no more .\n"
+        'cats/a.png| 1| One that says " blue "\n'
+    )
+    root = link_folder(mine.parent / "root", pictures=mine, table=path)
+    data = CaptionFolder(root)
+    assert data.captions(0) == ["A red thing , and no more ."]
+    assert data.captions(1) == ['One that says " blue "']

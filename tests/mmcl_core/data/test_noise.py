@@ -138,7 +138,7 @@ def test_a_part_of_the_scenes_works(lab: ShapesCaptions) -> None:
 
 def test_unseen_words_are_those_of_the_text(lab: ShapesCaptions) -> None:
     noisy = with_unseen_words(lab, 0.6, count=3)
-    batch = noisy.__getitems__(range(0, 300, 2))["caption"]
+    batch = noisy.batch(range(0, 300, 2))["caption"]
     found = unseen_words(batch, noisy.tokenizer)
     assert found.shape == (150, 16)
     for i, row in enumerate(found.tolist()):

@@ -40,7 +40,7 @@ def test_pictures_of_all_folders_in_the_order_of_their_names(folder) -> None:
     data = PictureFolder(folder, size=8)
     assert data.names == ["a.png", "b.JPG", "in/a.webp", "in/deep/z.bmp"]
     assert repr(data) == "PictureFolder(4 pictures, size=8)"
-    batch = data.__getitems__([3, 0])
+    batch = data.batch([3, 0])
     assert batch["index"].tolist() == [3, 0]
     assert (batch["image"].shape, batch["image"].dtype) == ((2, 3, 8, 8), torch.float32)
     with Image.open(folder / "a.png") as picture:
@@ -67,8 +67,8 @@ def test_what_is_no_folder_of_pictures(tmp_path, folder) -> None:
     with pytest.raises(MMCLError, match="at least 1 pixel"):
         PictureFolder(folder, size=0)
     for indices in ([], [[0]]):
-        with pytest.raises(ShapeError, match="expected shape"):
-            PictureFolder(folder).__getitems__(indices)
+        with pytest.raises(ShapeError, match="indices: expected"):
+            PictureFolder(folder).batch(indices)
 
 
 @pytest.mark.usefixtures("cores")
@@ -79,19 +79,19 @@ def test_unreadable_pictures_are_told_or_stop(folder) -> None:
     batch, unreadable = data.read([2, 3, 1, 0])
     assert list(unreadable) == [2, 1]
     assert batch["index"].tolist() == [3, 0]
-    assert torch.equal(batch["image"], data.__getitems__([3, 0])["image"])
+    assert torch.equal(batch["image"], data.batch([3, 0])["image"])
     batch, unreadable = data.read([1])
     assert batch["image"].shape == (0, 3, 8, 8)
     with pytest.raises(DataError, match=r"picture .*in/a\.webp cannot be read \(cannot identify"):
-        data.__getitems__([0, 2, 1])
+        data.batch([0, 2, 1])
 
 
 def test_threads_give_what_one_thread_gives(folder, monkeypatch) -> None:
     data, indices = PictureFolder(folder, size=8), [0, 1, 2, 3] * 5
     monkeypatch.setattr(pictures, "_cores", lambda: 1)
-    one = data.__getitems__(indices)["image"]
+    one = data.batch(indices)["image"]
     monkeypatch.setattr(pictures, "_cores", lambda: 4)
-    assert torch.equal(data.__getitems__(indices)["image"], one)
+    assert torch.equal(data.batch(indices)["image"], one)
 
 
 @pytest.mark.usefixtures("cores")
@@ -140,9 +140,9 @@ class Threads(torch.utils.data.Dataset):
 def test_worker_processes_take_one_thread_each_and_give_the_same(folder, monkeypatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     data = PictureFolder(folder, size=8)
-    here = data.__getitems__([0, 1, 2, 3])["image"]  # in threads, before the fork
+    here = data.batch([0, 1, 2, 3])["image"]  # in threads, before the fork
     assert list(DataLoader(Threads(), batch_size=None, num_workers=1)) == [1, 1]
-    batches = list(DataLoader(data, batch_size=2, num_workers=2, collate_fn=identity))
+    batches = list(DataLoader(data, batch_size=2, num_workers=2))
     assert torch.equal(torch.cat([batch["image"] for batch in batches]), here)
 
 
@@ -150,13 +150,13 @@ def test_worker_processes_take_one_thread_each_and_give_the_same(folder, monkeyp
 @pytest.mark.usefixtures("cores")
 def test_a_forked_process_decodes_in_threads_of_its_own(folder) -> None:
     data = PictureFolder(folder, size=8)
-    here = data.__getitems__([0, 1, 2, 3])["image"]
+    here = data.batch([0, 1, 2, 3])["image"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's threads, not ours
         child = os.fork()
     if child == 0:
         try:
-            os._exit(0 if torch.equal(data.__getitems__([0, 1, 2, 3])["image"], here) else 1)
+            os._exit(0 if torch.equal(data.batch([0, 1, 2, 3])["image"], here) else 1)
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

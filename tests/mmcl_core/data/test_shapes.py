@@ -264,7 +264,7 @@ def test_without_refuses(lab: ShapesCaptions) -> None:
 
 
 def test_as_a_data_set(lab: ShapesCaptions) -> None:
-    batch = lab.__getitems__([5, 3])
+    batch = lab.batch([5, 3])
     assert batch["image"].dtype == torch.float32
     assert 0 <= float(batch["image"].min()) <= float(batch["image"].max()) <= 1
     assert batch["caption"].shape[1] == int((lab.sentences[[5, 3], 0] != 0).sum(dim=1).max())
@@ -278,7 +278,7 @@ def test_as_a_data_set(lab: ShapesCaptions) -> None:
     assert torch.equal(
         part.with_detail(2).sentences[1], lab.with_detail(2).subset([5]).sentences[0]
     )
-    with pytest.raises(IndexError, match="400 scenes"):
+    with pytest.raises(IndexError, match="-400 to 399; got 400"):
         lab[400]
 
 
@@ -323,3 +323,14 @@ def test_bad_questions_are_named(lab: ShapesCaptions) -> None:
         lab.compositional_split([("circle", "pink")])
     with pytest.raises(MMCLError, match="detail 2 to 4"):
         ShapesCaptions.colliding(3, detail=1)
+
+
+def test_scenes_without_tags() -> None:
+    """B13: no tags are a missing key, in all that is made of the data."""
+    data = ShapesCaptions(6, size=24, tags=())
+    assert data.tags.shape == (6, 0)
+    assert data.tag_names == ()
+    for part in (data, data.subset([2, 1]), data.with_detail(2)):
+        assert part.batch([0, 1]).keys() == part[0].keys() == {"image", "caption", "index"}
+    with pytest.raises(DataError, match="unknown attribute 'shade'"):
+        ShapesCaptions(6, size=24, tags=("shade",))

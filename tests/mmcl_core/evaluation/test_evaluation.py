@@ -66,7 +66,7 @@ class Rows:
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
-    def __getitems__(self, indices) -> dict[str, Tensor]:
+    def batch(self, indices) -> dict[str, Tensor]:
         return {name: x[indices] for name, x in self.tensors.items()}
 
 
@@ -94,7 +94,7 @@ def test_caption_groups_knows_padding_from_words():
     assert caption_groups(torch.zeros(0, 4, dtype=torch.int64)).tolist() == []
 
 
-@pytest.mark.parametrize("captions", [torch.zeros(3), torch.zeros(2, 3), torch.arange(3)])
+@pytest.mark.parametrize("captions", [torch.zeros(3), torch.zeros(2, 3), torch.arange(3).int()])
 def test_caption_groups_refuses_what_is_no_caption(captions):
     with pytest.raises(ShapeError, match=r"integers \[N, L\]"):
         caption_groups(captions)
@@ -150,7 +150,7 @@ def test_embed_all_gives_float32_on_the_cpu():
         (lambda: embed_all(Named(), {"image": draw(2, 5), "tags": draw(3, 5)}), ShapeError,
          "'tags': 3"),
         (lambda: embed_all(Named(), {}), ShapeError, "one number of samples"),
-        (lambda: embed_all(Named(), [1, 2]), MMCLError, "list has no __getitems__"),
+        (lambda: embed_all(Named(), [1, 2]), MMCLError, "samples that are dicts"),
         (lambda: embed_all(Named(), {"image": draw(2, 5)}, "image"), MMCLError, r"\('image',\)"),
         (lambda: embed_all(Named(), {"image": draw(2, 5)}, batch_size=0), MMCLError, "got 0"),
         (lambda: embed_all(nn.Linear(5, 2), {"image": draw(2, 5)}), MMCLError, "Linear has none"),

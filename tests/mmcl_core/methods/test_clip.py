@@ -30,7 +30,7 @@ def small(lab: ShapesCaptions, **kwargs) -> CLIP:
 
 
 def test_loss_is_the_symmetric_cross_entropy(lab: ShapesCaptions) -> None:
-    model, batch = small(lab).double(), lab.__getitems__(range(12))
+    model, batch = small(lab).double(), lab.batch(range(12))
     batch["image"] = batch["image"].double()
     x, y = model.embed({"image": batch["image"]}), model.embed({"caption": batch["caption"]})
     logits, diagonal = x @ y.T / 0.07, torch.arange(12)
@@ -42,7 +42,7 @@ def test_identical_captions_are_positives(lab: ShapesCaptions) -> None:
     """Pictures with one caption: nothing can win a tie, and nothing must be asked to."""
     told = lab.with_detail(1)
     model = small(lab)
-    batch = told.__getitems__(range(40))
+    batch = told.batch(range(40))
     batch["caption"] = batch["caption"][:1].expand(40, -1)
     # All captions are one group: each softmax row has only positives, the target is uniform, and
     # all columns of the logits are equal: the row part is log B exactly.
@@ -54,7 +54,7 @@ def test_identical_captions_are_positives(lab: ShapesCaptions) -> None:
 
 
 def test_tiles_change_nothing(lab: ShapesCaptions) -> None:
-    batch = lab.__getitems__(range(50))
+    batch = lab.batch(range(50))
     losses, gradients = [], []
     for chunk_size in (None, 16):
         model = small(lab, chunk_size=chunk_size)
@@ -67,7 +67,7 @@ def test_tiles_change_nothing(lab: ShapesCaptions) -> None:
 
 
 def test_embeds_whatever_is_there(lab: ShapesCaptions) -> None:
-    model, batch = small(lab), lab.__getitems__(range(5))
+    model, batch = small(lab), lab.batch(range(5))
     image = model.embed({"image": batch["image"]})
     caption = model.embed({"caption": batch["caption"], "tags": batch["tags"]})
     both = model.embed(batch)
@@ -78,7 +78,7 @@ def test_embeds_whatever_is_there(lab: ShapesCaptions) -> None:
 
 
 def test_missing_modalities_are_named(lab: ShapesCaptions) -> None:
-    model, batch = small(lab), lab.__getitems__(range(3))
+    model, batch = small(lab), lab.batch(range(3))
     with pytest.raises(MissingModalityError, match=r"caption not in the batch.*\['image'\]"):
         model.loss({"image": batch["image"]})
     with pytest.raises(MissingModalityError, match=r"holds \['tags'\]"):
@@ -108,7 +108,7 @@ def test_logit_scale_starts_at_its_inverse_temperature_and_stops_at_100(
 
 
 def test_tokens_are_those_of_the_encoder_through_the_head(lab: ShapesCaptions) -> None:
-    model, batch = small(lab).double(), lab.__getitems__(range(4))
+    model, batch = small(lab).double(), lab.batch(range(4))
     batch["image"] = batch["image"].double()
     for name, count in (("image", 36), ("caption", batch["caption"].shape[1])):
         found, mask = model.embed_tokens({name: batch[name]}, name)
@@ -140,7 +140,7 @@ def test_a_single_token_is_all_that_is_pooled(lab: ShapesCaptions) -> None:
 
 def test_pooled_captions_are_the_mean_of_their_real_words(lab: ShapesCaptions) -> None:
     """The head is linear: it does not matter whether words are averaged before or after it."""
-    model, batch = small(lab), lab.__getitems__(range(6))
+    model, batch = small(lab), lab.batch(range(6))
     _, mask = model.embed_tokens(batch, "caption")
     words = model.heads["caption"](model.encoders["caption"](batch["caption"]).tokens)
     means = torch.stack([words[b, mask[b]].mean(0) for b in range(6)])
@@ -149,7 +149,7 @@ def test_pooled_captions_are_the_mean_of_their_real_words(lab: ShapesCaptions) -
 
 
 def test_tokens_of_what_is_not_there(lab: ShapesCaptions) -> None:
-    model, batch = small(lab), lab.__getitems__(range(3))
+    model, batch = small(lab), lab.batch(range(3))
     with pytest.raises(MissingModalityError, match=r"tokens of caption.*holds \['image'\]"):
         model.embed_tokens({"image": batch["image"]}, "caption")
 
@@ -157,7 +157,7 @@ def test_tokens_of_what_is_not_there(lab: ShapesCaptions) -> None:
 @pytest.mark.parametrize("modality", ["tags", "sound"])
 def test_tokens_of_what_clip_does_not_embed(lab: ShapesCaptions, modality: str) -> None:
     with pytest.raises(MMCLError, match=modality):
-        small(lab).embed_tokens(lab.__getitems__(range(3)), modality)
+        small(lab).embed_tokens(lab.batch(range(3)), modality)
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_it_learns_and_the_same_seed_gives_the_same_weights(lab: ShapesCaptions)
         model = small(lab)
         fit(
             model, lab, epochs=8, batch_size=32, lr=3e-3, progress=False,
-            augment=paraphrase(lab.sentences),
+            augment=paraphrase(lab),
         )  # fmt: skip
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*weights)

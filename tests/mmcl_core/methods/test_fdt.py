@@ -519,7 +519,7 @@ def weights_of(model: FDT, batch: dict[str, Tensor], name: str) -> Tensor:
 
 
 def test_embeddings_are_normalised_mixtures_of_one_codebook(lab: ShapesCaptions) -> None:
-    model, batch = small(lab), lab.__getitems__(range(6))
+    model, batch = small(lab), lab.batch(range(6))
     vectors = {}
     for name in ("image", "caption"):
         weights = weights_of(model, batch, name)
@@ -532,7 +532,7 @@ def test_embeddings_are_normalised_mixtures_of_one_codebook(lab: ShapesCaptions)
 
 
 def test_its_loss_is_clips_with_what_to_watch_beside_it(lab: ShapesCaptions) -> None:
-    model, batch = small(lab, loss_temperature=0.05), lab.__getitems__(range(6))
+    model, batch = small(lab, loss_temperature=0.05), lab.batch(range(6))
     x, y = (model.embed({name: batch[name]}) for name in ("image", "caption"))
     logits, diagonal = x @ y.T / 0.05, torch.arange(6)
     expected = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
@@ -551,7 +551,7 @@ def test_what_is_watched_is_the_batch_at_hand(lab: ShapesCaptions) -> None:
     """Also where it is not the one of the last step."""
     model = small(lab)
     for mode, rows in ((True, range(6)), (False, range(6, 20)), (True, range(20, 23))):
-        batch = lab.__getitems__(rows)
+        batch = lab.batch(rows)
         parts = model.train(mode).loss(batch)
         active = (weights_of(model, batch, "image") > 0).sum(1).double().mean()
         assert float(parts["active_image"]) == pytest.approx(float(active))
@@ -559,7 +559,7 @@ def test_what_is_watched_is_the_batch_at_hand(lab: ShapesCaptions) -> None:
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_the_order_of_samples_does_not_matter(lab: ShapesCaptions, mode: bool) -> None:
-    model, batch = small(lab).train(mode), lab.__getitems__(range(7))
+    model, batch = small(lab).train(mode), lab.batch(range(7))
     order = [4, 2, 0, 6, 1, 5, 3]
     moved = {name: values[order] for name, values in batch.items()}
     torch.testing.assert_close(model.embed(moved), model.embed(batch)[order], rtol=0, atol=1e-5)
@@ -569,7 +569,7 @@ def test_the_order_of_samples_does_not_matter(lab: ShapesCaptions, mode: bool) -
 
 
 def test_token_attention_is_what_the_weights_are_made_of(lab: ShapesCaptions) -> None:
-    model, batch = small(lab), lab.__getitems__(range(6))
+    model, batch = small(lab), lab.batch(range(6))
     attention = model.token_attention(batch)
     assert list(attention) == ["image", "caption"]
     for name, tokens in (("image", 36), ("caption", batch["caption"].shape[1])):
@@ -585,7 +585,7 @@ def test_token_attention_is_what_the_weights_are_made_of(lab: ShapesCaptions) ->
 
 
 def test_missing_modalities_are_named(lab: ShapesCaptions) -> None:
-    model, batch = small(lab), lab.__getitems__(range(3))
+    model, batch = small(lab), lab.batch(range(3))
     image, tags = {"image": batch["image"]}, {"tags": batch["tags"]}
     with pytest.raises(MissingModalityError, match=r"caption not in the batch.*\['image'\]"):
         model.loss(image)
@@ -626,7 +626,7 @@ def test_the_settings_reach_both_groundings(lab: ShapesCaptions) -> None:
 
 def test_each_step_has_its_temperature(lab: ShapesCaptions) -> None:
     cooling = Cooling(8.0, 2.0, steps=4)
-    model, batch = small(lab, temperature=cooling), lab.__getitems__(range(6))
+    model, batch = small(lab, temperature=cooling), lab.batch(range(6))
     for step in range(4):
         assert model.temperature == cooling.at(step)
         assert float(model.loss(batch)["temperature"]) == pytest.approx(cooling.at(step))
@@ -642,7 +642,7 @@ def test_each_step_has_its_temperature(lab: ShapesCaptions) -> None:
 def test_a_step_past_the_end_of_the_schedule_raises_and_changes_nothing(
     lab: ShapesCaptions,
 ) -> None:
-    model, batch = small(lab, temperature=Cooling(8.0, 2.0, steps=2)), lab.__getitems__(range(6))
+    model, batch = small(lab, temperature=Cooling(8.0, 2.0, steps=2)), lab.batch(range(6))
     for _ in range(2):
         model.loss(batch)
         model.after_step()
@@ -661,13 +661,13 @@ def test_a_checkpoint_from_beyond_the_schedule_is_refused_in_use(lab: ShapesCapt
     short.load_state_dict(long.state_dict())
     for mode in (True, False):
         with pytest.raises(MMCLError, match="schedule has 2 steps, and this is step 5"):
-            short.train(mode).loss(lab.__getitems__(range(3)))
+            short.train(mode).loss(lab.batch(range(3)))
 
 
 def test_the_step_is_part_of_the_state(lab: ShapesCaptions) -> None:
     cooling = Cooling(8.0, 2.0, steps=4)
     model, other = (small(lab, seed, temperature=cooling) for seed in (0, 1))
-    batch = lab.__getitems__(range(6))
+    batch = lab.batch(range(6))
     for _ in range(3):
         model.loss(batch)
         model.after_step()
@@ -715,7 +715,7 @@ def test_a_resumed_training_cools_on(lab: ShapesCaptions, tmp_path: Path) -> Non
 
 
 def test_a_collapse_is_reported_once(lab: ShapesCaptions) -> None:
-    model, batch = small(lab, temperature=0.01), lab.__getitems__(range(8))
+    model, batch = small(lab, temperature=0.01), lab.batch(range(8))
     with torch.no_grad():  # one entry that every token prefers
         for head in model.heads.values():
             head.query[-1].weight.zero_()
@@ -736,17 +736,17 @@ def test_nothing_is_reported_without_a_collapse(lab: ShapesCaptions) -> None:
         warnings.simplefilter("error")
         for temperature in (0.01, 1000.0):  # sparse is not collapsed
             model = small(lab, temperature=temperature)
-            parts = model.loss(lab.__getitems__(range(40)))
+            parts = model.loss(lab.batch(range(40)))
             assert (float(parts["active_caption"]) < 1.1) == (temperature == 0.01)
             model.after_step()
         # Two samples that share a token say nothing, and no samples even less.
         model = small(lab, temperature=0.01)
         model.after_step()
-        batch = lab.__getitems__([3, 3])
+        batch = lab.batch([3, 3])
         model.loss(batch)
         model.after_step()
         # And in evaluation nothing is watched: identical pictures are the user's business.
-        model.eval().embed(lab.__getitems__(8 * [3]))
+        model.eval().embed(lab.batch(8 * [3]))
         model.train().after_step()
 
 
@@ -758,7 +758,7 @@ def test_it_learns_while_it_cools(lab: ShapesCaptions) -> None:
     model = small(lab, tokens=64, temperature=Cooling(100.0, 10.0, steps=20 * 8))
     history = fit(
         model, lab, epochs=20, batch_size=32, lr=3e-3, progress=False,
-        augment=paraphrase(lab.sentences),
+        augment=paraphrase(lab),
     )  # fmt: skip
     image, caption = (embed_all(model, lab, (name,)) for name in ("image", "caption"))
     chance = 10 / len(lab)

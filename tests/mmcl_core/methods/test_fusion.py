@@ -67,7 +67,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tensors["label"])
 
-    def __getitems__(self, indices) -> dict[str, Tensor]:
+    def batch(self, indices) -> dict[str, Tensor]:
         return {name: x[indices] for name, x in self.tensors.items()}
 
 
@@ -365,7 +365,7 @@ def test_missing_modalities_are_named():
     model, batch = small(), samples()
     with pytest.raises(MissingModalityError, match=r"tags not in the batch.*\['caption', 'image'"):
         model.loss({m: batch[m] for m in ("image", "caption", "label")})
-    with pytest.raises(MissingModalityError, match=r"label not in .*with_labels\(labels\)"):
+    with pytest.raises(MissingModalityError, match=r"label not in .*with_labels\(data, labels\)"):
         model.loss({m: batch[m] for m in WIDTHS})
     for verb in (model.embed, model.logits, model.branch_logits):
         with pytest.raises(MissingModalityError, match=r"image, caption, tags.*\['sound'\]"):
@@ -678,7 +678,7 @@ def test_it_learns_the_shapes_and_serves_every_subset():
     )
     history = fit(
         equal(model), train, epochs=20, batch_size=16, lr=3e-3, progress=False,
-        augment=with_labels(y),
+        augment=with_labels(train, y),
     )  # fmt: skip
     assert history.epoch_means("fusion")[-1] < 0.2 * history.epoch_means("fusion")[0]
     for classifier in ("probe", "own"):

@@ -288,7 +288,7 @@ def test_after_training_a_part_lies_near_its_whole(lab: ShapesCaptions) -> None:
     )
     fit(
         model, lab, epochs=8, batch_size=32, lr=3e-3, progress=False,
-        augment=paraphrase(lab.sentences),
+        augment=paraphrase(lab),
     )  # fmt: skip
     complete = embed_all(model, lab, NAMES)
     for names in PARTS:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import paraphrase
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
@@ -24,8 +25,6 @@ from mmcl_core.training import fit, load_checkpoint, save_checkpoint
 from tests import reference
 from tests.compare import unit
 from tests.mmcl_core.test_distributed import scenes
-
-Batch = dict[str, Tensor]
 
 
 def small(modality: str = "image", seed: int = 0, **kwargs: Any) -> MoCo:
@@ -69,13 +68,13 @@ class Views:
     """22 samples for `fit`: 5 steps an epoch in batches of 4."""
 
     def __init__(self) -> None:
-        self.batch = scenes(22)
+        self.values = scenes(22)
 
     def __len__(self) -> int:
         return 22
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        return {name: values[indices] for name, values in self.batch.items()}
+    def batch(self, indices: list[int]) -> Batch:
+        return {name: values[indices] for name, values in self.values.items()}
 
 
 class Stop(Exception):
@@ -591,7 +590,7 @@ def test_it_learns_that_paraphrases_say_the_same() -> None:
     before = recall()
     fit(
         model, lab, epochs=30, batch_size=32, lr=3e-3, progress=False,
-        augment=paraphrase(lab.sentences, view=True),
+        augment=paraphrase(lab, view=True),
     )  # fmt: skip
     assert before < 0.1
     assert recall() > 0.5
