@@ -505,7 +505,9 @@ def test_stop_and_resume_is_not_stopping(results) -> None:
         whole, stopped, resumed = found["draws"]
         assert whole[:8] == stopped
         assert whole[6:] == resumed
-        assert "those of the steps [10, 0] (0 is none)" in found["apart"]
+        assert "process 0 has a checkpoint of step" in found["apart"]
+        assert "= 10, process 1 has" in found["apart"]
+        assert "(is it on a disk that all see? 0 is none) = 0" in found["apart"]
         assert found["left over"] == []
     assert not set(first["draws"][0]) & set(second["draws"][0])  # each draws its own
     assert_equal_results(first["state"], second["state"], 0)
@@ -576,10 +578,10 @@ def raising(folder: Path) -> dict[str, Any]:
     """In one process only, and not in the loss."""
 
     class Broken(Scenes):
-        def __getitems__(self, indices: list[int]) -> Batch:
+        def batch(self, indices: list[int]) -> Batch:
             if process() == 1 and len(indices) < 8:  # not when data are told apart
                 raise Stop("in the data")
-            return super().__getitems__(indices)
+            return super().batch(indices)
 
     def augment(batch: Batch) -> Batch:
         if process() == 1:
@@ -681,7 +683,7 @@ def fewer() -> nn.Module:
 
 def other_pictures() -> Scenes:
     data = Scenes()
-    data.batch["image"][0] += 1
+    data.values["image"][0] += 1
     return data
 
 
@@ -695,7 +697,7 @@ DIFFERENCES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "checkpoint": (lambda folder: {"checkpoint": folder / "b.pt"}, "has checkpoint = True"),
     "callbacks": (
         lambda folder: {"callbacks": [print]},
-        "callbacks are those of process 0, which has 0; process 1 has 1",
+        "callbacks are those of process 0, which has 0; another process has 1",
     ),
     "number of samples": (lambda folder: {"data": Fewer()}, "has samples = 20"),
     "samples": (lambda folder: {"data": other_pictures()}, "has data = "),

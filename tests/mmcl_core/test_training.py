@@ -647,8 +647,8 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(tmp_path, how, at):
         ({"data": iter([])}, MMCLError, r"must have a length and batch\(indices\)"),
         ({"method": nn.Linear(2, 2)}, MMCLError, r"loss\(batch\).* got Linear"),
         ({"method": "clip"}, MMCLError, "got str"),
-        ({"augment": 3}, MMCLError, "augment must be callable; got int"),
-        ({"callbacks": [None]}, MMCLError, "callback must be callable; got NoneType"),
+        ({"augment": 3}, MMCLError, "augment and callbacks must be callable; got int"),
+        ({"callbacks": [None]}, MMCLError, "callbacks must be callable; got NoneType"),
         ({"augment": lambda batch: None}, MMCLError, "augment.* dict of tensors; got NoneType"),
         ({"augment": lambda batch: {"image": 3}}, MMCLError, r"\['image'\] must be a tensor"),
         ({"resume": True}, MMCLError, "need a checkpoint"),
@@ -826,9 +826,9 @@ def states() -> list[object]:
 
 
 class Drawn(Pairs):
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
         drawing()
-        return super().__getitems__(indices)
+        return super().batch(indices)
 
 
 class Drawing(Towers):
@@ -1189,8 +1189,8 @@ class Named(Pairs):
 class Random(Pairs):
     """Draws from the global generators: the same data, though no two readings are equal."""
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        return by_numpy_and_python(noisy(super().__getitems__(indices)))
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
+        return by_numpy_and_python(noisy(super().batch(indices)))
 
 
 class Unsteady(Pairs):
@@ -1200,9 +1200,9 @@ class Unsteady(Pairs):
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+    def batch(self, indices: list[int]) -> dict[str, Tensor]:
         noise = torch.randn(len(indices), 6, generator=self.generator)
-        batch = super().__getitems__(indices)
+        batch = super().batch(indices)
         return batch | {"image": batch["image"] + noise}
 
 
