@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from mmcl_book.experiments.unseen_words import UNSEEN, unseen_words, with_unseen_words
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
-from mmcl_core.data.noise import UNSEEN, unseen_words, with_unseen_words
 from mmcl_core.data.shapes import WORDS
 from mmcl_core.data.tokenizer import END
 from mmcl_core.errors import DataError, MMCLError
