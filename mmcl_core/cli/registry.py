@@ -15,7 +15,7 @@ from torch import nn
 from mmcl_core.data.augment import Augment, compose, crop, paraphrase, with_labels
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder, TagEncoder
 from mmcl_core.evaluation.summary import CLASSES, shape_and_colour
-from mmcl_core.methods import CLIP, FDT, GMC, MCT, LateFusion, MoCo
+from mmcl_core.methods import CLIP, FDT, GMC, MCT, LateFusion, MoCo, SigLIP
 from mmcl_core.methods.fdt import Cooling
 
 
@@ -53,6 +53,11 @@ class Entry(NamedTuple):
 def clip(data: Any, batch_size: int, steps: int) -> Recipe:
     """Pictures and captions; a new sentence for each scene in each epoch."""
     return Recipe(CLIP(*_pair(data)), paraphrase(data))
+
+
+def siglip(data: Any, batch_size: int, steps: int) -> Recipe:
+    """As `clip`; scale and bias begin as published."""
+    return Recipe(SigLIP(*_pair(data)), paraphrase(data))
 
 
 def moco(data: Any, batch_size: int, steps: int) -> Recipe:
@@ -95,6 +100,7 @@ def fusion(data: Any, batch_size: int, steps: int) -> Recipe:
 
 METHODS = {
     "clip": Entry(clip, "pictures with captions"),
+    "siglip": Entry(siglip, "pictures with captions, and each pair a question of yes or no"),
     "moco": Entry(
         moco, "pictures alone", batch_size=64, scenes=("probes",), pictures=(),
         wordless="was trained on pictures alone and knows no words",

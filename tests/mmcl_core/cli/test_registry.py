@@ -14,6 +14,7 @@ from tests.mmcl_core.cli.helpers import SHAPES
 # What is measured on scenes, and how many values; on pictures; whether it has words.
 EXPECTED = {
     "clip": ({"recall": 9, "probes": 10}, ("recall",), True),
+    "siglip": ({"recall": 9, "probes": 10}, ("recall",), True),
     "moco": ({"probes": 10}, (), False),
     "mct": ({"recall": 9, "probes": 10}, ("recall",), True),
     "fdt": ({"recall": 9, "codebook": 6}, ("recall", "codebook"), True),
