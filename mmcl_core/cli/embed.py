@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,10 +50,6 @@ OPTIONS = {
         **options.BAR,
     },
 }
-
-
-def add_to(commands: Any) -> None:
-    options.command(commands, embed, ABOUT, EXAMPLES, OPTIONS)
 
 
 def embed(args: argparse.Namespace) -> int:
@@ -103,14 +98,10 @@ class PictureIndex:
         """Writes one file in NumPy's format npz, whole or not at all; makes a missing folder."""
         with new_file(path) as file:
             np.savez(
-                file,
-                format=_FORMAT,
-                run=str(self.run),
-                checkpoint=self.checkpoint,
-                pictures=str(self.pictures),
-                names=np.array(self.names),
+                file, format=_FORMAT, run=str(self.run), checkpoint=self.checkpoint,
+                pictures=str(self.pictures), names=np.array(self.names),
                 embeddings=self.embeddings.numpy(),
-            )
+            )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PictureIndex:
@@ -187,11 +178,5 @@ def embed_folder(
             f"{len(bad)} of {len(pictures)} pictures cannot be read: {'; '.join(bad[:5])}{more}"
             f"{advice}"
         )
-    index = PictureIndex(
-        run=run.folder,
-        checkpoint=run.checkpoint,
-        pictures=pictures.root.resolve(),
-        names=[pictures.names[i] for i in kept],
-        embeddings=F.normalize(torch.cat(rows), dim=1),
-    )
-    return index, bad
+    names, vectors = [pictures.names[i] for i in kept], F.normalize(torch.cat(rows), dim=1)
+    return PictureIndex(run.folder, run.checkpoint, pictures.root.resolve(), names, vectors), bad

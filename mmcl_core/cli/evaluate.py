@@ -117,15 +117,8 @@ OPTIONS = {
         "--data all.",
         "--skip-bad-rows": "leave out unusable rows and pictures; default: as in training.",
     },
-    "where, and how to print": {
-        **options.DEVICE,
-        "--json": "print JSON; default: tables.",
-    },
+    "where, and how to print": {**options.DEVICE, "--json": "print JSON; default: tables."},
 }
-
-
-def add_to(commands: Any) -> None:
-    options.command(commands, evaluate, ABOUT, EXAMPLES, OPTIONS)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -149,10 +142,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def _on_scenes(run: TrainedRun, args: argparse.Namespace) -> dict[str, tuple[str, Values]]:
     """Each measure: on what it was taken, and its values."""
     if args.data is not None or args.split is not None or args.skip_bad_rows:
-        raise MMCLError(
-            "--data, --split and --skip-bad-rows are for a run on a folder; this one was trained "
-            "on shapes, and is measured on shapes"
-        )
+        raise MMCLError("--data, --split, --skip-bad-rows are for a run on a folder, not on shapes")
     n, seed = args.pairs or PAIRS, SEED if args.seed is None else args.seed
     if seed == DATA_SEED:
         raise MMCLError(f"--seed {seed} gives the scenes of the training; take another one")
@@ -185,10 +175,7 @@ def _check_classes(known: dict[str, Tensor], asked: dict[str, Tensor], n: int) -
 
 def _on_pictures(run: TrainedRun, args: argparse.Namespace) -> dict[str, tuple[str, Values]]:
     if args.pairs is not None or args.seed is not None:
-        raise MMCLError(
-            "--pairs and --seed are for a run on shapes; this one was trained on a folder, and is "
-            "measured on all pictures of --data and --split"
-        )
+        raise MMCLError("--pairs and --seed are for a run on shapes, not on a folder")
     entry, arguments = METHODS[run.name], run.arguments
     if not entry.pictures:
         raise MMCLError(

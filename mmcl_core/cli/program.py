@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmcl_core.cli import embed, evaluate, search, train
-from mmcl_core.cli.options import PROGRAM, say
+from mmcl_core.cli.options import PROGRAM, command, say
 from mmcl_core.errors import MMCLError
 
 COMMANDS = (train, evaluate, embed, search)
@@ -18,7 +18,6 @@ COMMANDS = (train, evaluate, embed, search)
 # What the library says to a programmer, and what this program says instead. The ranges of options
 # are looked at before the library is called; these are errors that only it can find.
 SAID = (
-    # captions
     (r"pass on_error='skip'", "pass --skip-bad-rows"),
     (r" \(truncate=True cuts it, max_length moves the limit\)", ""),
     (r"for split='(.*)', got", r"for --split \1, got"),
@@ -26,35 +25,27 @@ SAID = (
     (r"CaptionFolder left rows out", "left out"),
     (r"\. The attribute `skipped` lists all", ""),
     (r"not known to the tokenizer \((.*)\) and are read as <unk>", r"not in the training (\1)"),
-    # pictures
     (r"pass skip_bad=True", "pass --skip-bad-pictures"),
-    # training
     (r"Check the batch for NaN, lower lr, or raise the temperature", "Take a lower --lr"),
     (r"Has training diverged\?", "Take a lower --lr"),
-    (
-        r"Make the batch larger, or drop the last, incomplete one \(drop_last=True\)",
-        "Take a larger --batch-size",
-    ),
+    (r"Make the batch larger, or drop the last.*\)", "Take a larger --batch-size"),
     (r": begin warmer and cool down \(see Cooling\)", ""),
     (r"batch_size, the samples of a step, must be", "--batch-size must be"),
     (r"world_size = ", "processes = "),
-    (
-        r"resume with the same arguments, or begin anew with another file",
-        "resume with the same data and number of processes, or take another --out",
-    ),
+    (r"resume with the same .*", "resume with the same data and processes, or take another --out"),
 )
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Train a method of multimodal contrastive learning, measure it, and find "
-        "pictures with it.",
+        description="Train a method of multimodal contrastive learning, measure it, search by it.",
         epilog=f"{PROGRAM} train --help and so on say the rest.",
     )
     commands = top.add_subparsers(dest="command", required=True)
     for module in COMMANDS:
-        module.add_to(commands)
+        call = getattr(module, module.__name__.rpartition(".")[2])
+        command(commands, call, module.ABOUT, module.EXAMPLES, module.OPTIONS)
     return top
 
 
@@ -88,11 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
-            say(f"{speaker}: error: not enough memory; {LESS}")
+            less = "take smaller --pairs, --size or --batch-size, or another --device"
+            say(f"{speaker}: error: not enough memory; {less}")
     return 2
-
-
-LESS = "take smaller --pairs, --size or --batch-size, or another --device"
 
 
 def in_options(message: Warning | Exception | str) -> str:

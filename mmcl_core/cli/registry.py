@@ -70,13 +70,9 @@ def mct(data: Any, batch_size: int, steps: int) -> Recipe:
 
     The terms within a modality have a small weight: with more, recall fell in our trials.
     """
-    method = MCT(
-        *_pair(data),
-        tags=_tag_count(data),
-        weights={"image": 0.2, "caption": 0.1} | ({"tags": 0.1} if _tag_count(data) else {}),
-        queue=8 * batch_size,
-        inter_temperature=0.05,
-    )
+    weights = {"image": 0.2, "caption": 0.1} | ({"tags": 0.1} if _tag_count(data) else {})
+    settings: dict[str, Any] = {"weights": weights, "inter_temperature": 0.05}
+    method = MCT(*_pair(data), tags=_tag_count(data), queue=8 * batch_size, **settings)
     return Recipe(method, compose(paraphrase(data, view=True), crop()))
 
 

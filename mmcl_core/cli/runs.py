@@ -208,12 +208,5 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
     # What cools takes as long as the training; how long that is, the checkpoint knows.
     steps = run.steps(read_checkpoint(path).settings.get("samples", 0))
     method = run.recipe(like, steps).method
-    return TrainedRun(
-        folder=folder.resolve(),
-        arguments=run,
-        method=method.eval(),
-        tokenizer=like.tokenizer,
-        step=load_checkpoint(path, method).step,
-        steps=steps,
-        checkpoint=hashlib.sha256(path.read_bytes()).hexdigest(),
-    )
+    step, code = load_checkpoint(path, method).step, hashlib.sha256(path.read_bytes()).hexdigest()
+    return TrainedRun(folder.resolve(), run, method.eval(), like.tokenizer, step, steps, code)

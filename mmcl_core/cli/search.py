@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,8 +40,7 @@ OPTIONS = {
         "file FILE": "the --out of embed.",
         "queries WORDS": "what to look for; several queries are answered one after the other. "
         "Default: each line that is typed, until it ends (Ctrl-D).",
-        "--like PICTURE": "look for pictures like this one, a file; may come several times; "
-        "default: none.",
+        "--like PICTURE": "look for pictures like this file; may come often; default: none.",
     },
     "how": {
         "--top N": f"pictures to show for each query; default {TOP}.",
@@ -53,25 +51,17 @@ OPTIONS = {
 }
 
 
-def add_to(commands: Any) -> None:
-    options.command(commands, search, ABOUT, EXAMPLES, OPTIONS)
-
-
 def search(args: argparse.Namespace) -> int:
     """Finds pictures by words among those that were embedded."""
     index = PictureIndex.load(args.file)
     folder = index.run if args.run is None else Path(args.run)
     if args.run is None and not (folder / "run.json").exists():
-        raise CheckpointError(
-            f"{args.file} was made with the run {folder}, which is not there; say where it lies by "
-            "--run"
-        )
+        lost = f"{args.file} was made with the run {folder}, which is not there"
+        raise CheckpointError(f"{lost}; say where it lies by --run")
     run = load_run(folder)
     if run.checkpoint != index.checkpoint:
-        raise CheckpointError(
-            f"{args.file} was made with other weights than those of {folder}, which has been "
-            "trained since: embed the pictures again"
-        )
+        other = f"{args.file} was made with other weights than those of {folder}"
+        raise CheckpointError(f"{other}, which has been trained since: embed the pictures again")
     run.method.to(options.device(args.device))
     found, code = [], 0
     for kind, query in _queries(args):

@@ -53,19 +53,15 @@ OPTIONS = {
         "--pairs N": f"number of scenes, each with captions; default {OF_SHAPES['pairs']}.",
         "--detail LEVEL": "what captions tell. 1 shape, 2 and colour, 3 and size and texture, 4 "
         f"and position; default {OF_SHAPES['detail']}.",
-        "--objects LOW-HIGH": "number of objects in a scene, from 1 to 4; default "
-        f"{OF_SHAPES['objects']}.",
+        "--objects LOW-HIGH": f"how many in a scene, from 1 to 4; default {OF_SHAPES['objects']}.",
     },
     "only with --data FOLDER": {
-        "--split NAME": "which part of it, such as train (Flickr8k) or train2017 (COCO); default: "
-        "all.",
-        "--skip-bad-rows": "leave out unusable rows and pictures, and say which; default: stop at "
-        "them.",
+        "--split NAME": "a part of it, such as train (Flickr8k), train2017 (COCO); default: all.",
+        "--skip-bad-rows": "leave out unusable rows and pictures, and say which; default: stop.",
     },
     "how to train": {
-        "--size PIXELS": "side of the square pictures, a multiple of 8; default "
-        f"{OF_SHAPES['size']} for shapes (which need {LEAST_SIDE}), {OF_A_FOLDER['size']} for a "
-        "folder.",
+        "--size PIXELS": "side of the square pictures, a multiple of 8, for shapes at least "
+        f"{LEAST_SIDE}; default {OF_SHAPES['size']} for shapes, else {OF_A_FOLDER['size']}.",
         "--epochs N": "passes over the data; default: see above.",
         "--batch-size N": "pairs in one step, of all processes together; default: see above.",
         "--lr RATE": "the highest learning rate (of AdamW); default: see above.",
@@ -76,17 +72,12 @@ OPTIONS = {
         "CPUs; default: float32.",
     },
     "stopping, going on, printing": {
-        "--checkpoint-every N": "write checkpoint.pt after each so many steps; default: after each "
-        "epoch.",
+        "--checkpoint-every N": "write checkpoint.pt after so many steps; default: each epoch.",
         "--resume": "go on with the run in --out as if it had never stopped (all other arguments "
         "may be left out); begin it if there is none. Default: stop if there is one.",
         **options.BAR,
     },
 }
-
-
-def add_to(commands: Any) -> None:
-    options.command(commands, train, ABOUT, EXAMPLES, OPTIONS)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -97,11 +88,8 @@ def train(args: argparse.Namespace) -> int:
         known = _known_run(out, args.resume)
         run = _resumed(known, args, out) if known else _new_run(args)
         data = run.training_data(out)
-        if run.batch_size > len(data):
-            raise MMCLError(
-                f"--batch-size: expected at most {len(data)}, the pairs there are; got "
-                f"{run.batch_size}"
-            )
+        if (size := run.batch_size) > len(data):
+            raise MMCLError(f"--batch-size: expected at most the {len(data)} pairs; got {size}")
         steps = run.steps(len(data))
         recipe = run.recipe(data, steps)
         device = options.device(args.device)
@@ -155,8 +143,7 @@ def _resumed(known: Run, args: argparse.Namespace, out: Path) -> Run:
     ]
     if others:
         raise MMCLError(
-            f"{out} was begun with {'; '.join(others)}. Leave these out to resume it, or take "
-            "another --out"
+            f"{out} was begun with {'; '.join(others)}. Leave these out, or take another --out"
         )
     return known
 
@@ -168,10 +155,8 @@ def _new_run(args: argparse.Namespace) -> Run:
     method, shapes = given["method"], given["data"] == "shapes"
     ours, others = (OF_SHAPES, OF_A_FOLDER) if shapes else (OF_A_FOLDER, OF_SHAPES)
     if wrong := [_option(name) for name in given if name in others and name not in ours]:
-        raise MMCLError(
-            f"{', '.join(wrong)}: only for --data {'FOLDER' if shapes else 'shapes'}; got "
-            f"--data {args.data}"
-        )
+        kind = "FOLDER" if shapes else "shapes"
+        raise MMCLError(f"{', '.join(wrong)}: only for --data {kind}; got --data {args.data}")
     if METHODS[method].labels and not (shapes and given.get("objects") == "1-1"):
         raise MMCLError(
             f"{method} learns shape and colour of the only object of a scene: expected --data "
@@ -201,7 +186,4 @@ def _stopped(checkpoint: Path, method: nn.Module, steps: int) -> str:
     if not checkpoint.exists():
         return "stopped before the first checkpoint: nothing is left behind"
     step = load_checkpoint(checkpoint, method).step
-    return (
-        f"stopped; {checkpoint} is that of step {step} of {steps}. The same command with --resume "
-        "goes on from there"
-    )
+    return f"stopped; {checkpoint} is that of step {step} of {steps}; --resume goes on from there"

@@ -89,7 +89,7 @@ NEW = ["train", "--method", "clip", "--data", "shapes", "--out", "OUT"]
         ([*NEW, "--detail", "5"], "--detail: expected 1, 2, 3 or 4; got '5'"),
         ([*NEW, "--size", "25"], "--size: expected a multiple of 8, from 8 to 1024; got '25'"),
         ([*NEW, "--size", "16"], "--size: expected at least 24 for shapes; got 16"),
-        ([*NEW, "--pairs", "64"], "--batch-size: expected at most 64, the pairs there are"),
+        ([*NEW, "--pairs", "64"], "--batch-size: expected at most the 64 pairs; got 128"),
         *[([*NEW, "--lr", lr], f"--lr: expected a number above 0, not infinite; got '{lr}'")
           for lr in ("0", "-1", "nan", "inf", "1e999", "fast")],
         ([*NEW, "--split", "train"], "--split: only for --data FOLDER; got --data shapes"),
