@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mmcl_book.records.making import EXPERIMENTS, make_record
+from mmcl_book.records.making import EXPERIMENTS, SEEDS, confirm_record, make_record
 from mmcl_core.cli.options import seed
 from mmcl_core.errors import MMCLError
 
@@ -19,8 +19,9 @@ Runs are kept as long as the code and the versions that they depend on are."""
 
 EXAMPLES = f"""\
 examples:
-  {PROGRAM} record gap --seeds 0 1 2 3 4 --out book/records/gap.json
-  {PROGRAM} record gap --seeds 0 --out gap.json --fresh --quiet"""
+  {PROGRAM} record gap
+  {PROGRAM} record gap --seeds 0 1 --out gap.json --fresh --quiet
+  {PROGRAM} record gap --confirm"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,14 +46,25 @@ def parser() -> argparse.ArgumentParser:
         type=seed,
         metavar="N",
         nargs="+",
-        required=True,
-        help="each condition is run once with each; intervals need two or more.",
+        help="each condition is run once with each; intervals need two or more. Default: "
+        f"{' '.join(map(str, SEEDS))}.",
     )
-    add("--out", metavar="FILE", required=True, help="where to put the record; JSON.")
+    add(
+        "--out",
+        metavar="FILE",
+        help="where to put the record; JSON. Default: book/records/NAME.json.",
+    )
     add(
         "--fresh",
         action="store_true",
         help="run all again; default: only what FILE and FILE.partial do not have.",
+    )
+    add(
+        "--confirm",
+        action="store_true",
+        help="after a change of the code that should change no number: run the first seed of each "
+        "condition of FILE again. If every measure is as it was, FILE counts as made by today's "
+        "code; else it is left as it is, and the command fails.",
     )
     add("--quiet", action="store_true", help="print the last line only; default: one a run.")
     return top
@@ -62,21 +74,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 2 after an error, 130 after Ctrl-C."""
     args = parser().parse_args(argv)
     say = (lambda _: None) if args.quiet else _say
+    out = args.out or f"book/records/{args.name}.json"
     try:
+        if args.confirm and (args.fresh or args.seeds):
+            raise MMCLError(
+                "--confirm runs the first seed of the record: leave out --fresh, --seeds"
+            )
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise MMCLError("record runs in one process: start it without torchrun")
-        record = make_record(args.name, args.seeds, args.out, say, fresh=args.fresh)
+        if args.confirm:
+            record = confirm_record(args.name, out, say)
+        else:
+            record = make_record(args.name, args.seeds or SEEDS, out, say, fresh=args.fresh)
     except KeyboardInterrupt:
+        if args.confirm:
+            _say(f"stopped; {out} is as it was")
+            return 130
         _say(
             "stopped; the same command"
             f"{', without --fresh,' if args.fresh else ''} goes on where it was: what is finished "
-            f"stands in {args.out}.partial"
+            f"stands in {out}.partial"
         )
         return 130
     except (MMCLError, OSError) as error:
         _say(f"{PROGRAM}: error: {error}")
         return 2
-    print(f"{args.name}: {record.provenance()['runs']}: {args.out}")
+    print(f"{args.name}: {record.provenance()['runs']}: {out}")
     return 0
 
 

@@ -4,6 +4,9 @@ A page without a kernel cannot call back into Python: an `interact` or an `obser
 there. What does work is a link between two widgets in the browser. So `scrub` draws every frame
 beforehand and links a slider to the choice of the frame. Where not even that works (in print,
 without JavaScript, before it has come), its first frame stands as plain HTML.
+
+It is ours: `matplotlib.animation` has one slider and large pictures, and Plotly and Bokeh bring
+megabytes of script to each page.
 """
 
 from __future__ import annotations
@@ -39,9 +42,12 @@ def scrub(
 ) -> Widget:
     """A figure that changes with a slider, a drop-down or radio buttons, drawn beforehand.
 
-    One control:
+    One control::
+
         scrub(draw, [0.05, 0.1, 0.5], description="temperature", alt="Similarity matrix of 8 pairs")
-    Several controls, here with 3 x 2 frames:
+
+    Several controls, here with 3 x 2 frames::
+
         scrub(draw, {"temperature": [0.05, 0.1, 0.5], "image": ["on", "off"]}, alt="...",
               control=["slider", "radio"])
 

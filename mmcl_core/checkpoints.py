@@ -1,19 +1,25 @@
 """What a training leaves behind: its history, and a file from which it goes on exactly."""
 
+import contextlib
+import functools
+import inspect
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmcl_core.distributed import gather, rank, wait, world_size
-from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
+from mmcl_core.errors import CheckpointError, MMCLError
+from mmcl_core.files import new_file
+from mmcl_core.modules import device_of, get_random_state, own_name, unwrapped
 
 OWN_RECORDS = ("lr", "grad_norm", "seconds")  # what fit() records beside the parts of the loss
-_FORMAT = "mmcl_core.checkpoint.2"
+_FORMAT = "mmcl_core.checkpoint.3"
 
 
 @dataclass
@@ -67,7 +73,7 @@ class Checkpoint:
     Attributes:
         step: steps done when it was written.
         history: of these steps, or None.
-        settings: the arguments of the training.
+        settings: the arguments of the training; and "stopped", whether a callback has ended it.
         rng: states of the random generators, by kind of device: one dict for each process.
     """
 
@@ -94,37 +100,31 @@ def save_checkpoint(
 
     Args:
         path: the file.
-        method: its `state_dict()`, buffers included, and the name of its class are kept.
+        method: its `state_dict()`, buffers included, the name of its class, and what it was made
+            with (`made_with`) are kept. `torch.compile` around it, or in it, leaves no trace.
         optimizer: its state is kept.
-        history: is kept.
-        settings: plain numbers, strings and lists, compared on loading.
+        history: is kept; 4 to 8 bytes a value.
+        settings: numbers, strings and lists, NumPy's too; compared on loading.
+
+    Raises:
+        MMCLError: something of another type than these is to be kept, such as an object of your
+            own in `settings`; nothing is written.
     """
     device = device_of(method)
     content = {
         "format": _FORMAT,
-        "method": type(method).__qualname__,
-        "state": method.state_dict(),
-        "optimizer": optimizer.state_dict() if optimizer else None,
-        "history": history.to_dict() if history else None,
-        "settings": dict(settings or {}),
+        "method": type(unwrapped(method)).__qualname__,
+        "made_with": made_with(method),
+        "state": plain_state(method),
+        "optimizer": optimizer and plain(optimizer.state_dict(), "optimizer", tensors=True),
+        "history": _packed(history) if history else None,
+        "settings": plain(settings or {}, "settings"),
         "rng": _all_rng(device),
     }
     if rank() == 0:
-        _write(Path(path), content)
-    wait(device)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
+        with new_file(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    wait(device)
 
 
 def load_checkpoint(
@@ -141,7 +141,9 @@ def load_checkpoint(
 
     Args:
         path: a file that `save_checkpoint` wrote.
-        method: of the same class, with parameters and buffers of the same names and shapes.
+        method: of the same class, made with the same arguments (`made_with`), with parameters and
+            buffers of the same names and shapes. What may differ, such as a temperature to go on
+            with, is changed after loading.
         optimizer: over the same parameters.
         settings: must equal those in the checkpoint; None asks for nothing.
 
@@ -151,19 +153,27 @@ def load_checkpoint(
     """
     path = Path(path)
     content = _read(path)
-    name = type(method).__qualname__
+    name = type(unwrapped(method)).__qualname__
     if content["method"] != name:
         raise CheckpointError(
             f"{path}: expected a checkpoint of {name}, found one of {content['method']}"
         )
-    _check_state(path, method.state_dict(), content["state"])
-    for key, expected in (settings or {}).items():
-        found = content["settings"].get(key)
-        if found != expected:
-            raise CheckpointError(
-                f"{path}: expected a training with {key} = {expected}, found {key} = {found}; "
-                "resume with the same arguments, or begin anew with another file"
-            )
+    _check_state(path, describe(plain_state(method)), describe(content["state"]))
+    expected = plain(settings or {}, "settings")
+    for what, asked, found, advice in (
+        (name, made_with(method), content["made_with"], "make the method as that one was made"),
+        (
+            "training", expected, content["settings"],
+            "resume with the same arguments, or begin anew with another file",
+        ),
+    ):  # fmt: skip
+        for key, value in asked.items():
+            # What a class kept only before, or keeps only now, cannot be compared.
+            if (key in found or what == "training") and found.get(key) != value:
+                raise CheckpointError(
+                    f"{path}: expected a {what} with {key} = {value}, found {key} = "
+                    f"{found.get(key)}; {advice}"
+                )
     if optimizer is not None:
         if content["optimizer"] is None:
             raise CheckpointError(f"{path}: expected the state of an optimiser, found none")
@@ -173,10 +183,37 @@ def load_checkpoint(
             raise CheckpointError(
                 f"{path}: expected the state of this optimiser, found another: {error}"
             ) from error
-    method.load_state_dict(content["state"])
-    history = History(**content["history"]) if content["history"] else None
-    step = len(history) if history else 0
+    state = method.state_dict()
+    state.update({name: content["state"][own_name(name)] for name in state})
+    method.load_state_dict(state)
+    return _without_weights(content)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """What a checkpoint holds beside the weights, without a method to load them into.
+
+    Raises:
+        CheckpointError: the file is missing, cut short or no checkpoint.
+    """
+    return _without_weights(_read(Path(path)))
+
+
+def _without_weights(content: dict[str, Any]) -> Checkpoint:
+    history = content["history"] and History(
+        content["history"]["steps_per_epoch"],
+        {name: values.tolist() for name, values in content["history"]["steps"].items()},
+    )
+    step = len(history) if history is not None else 0
     return Checkpoint(step, history, content["settings"], content["rng"])
+
+
+def _packed(history: History) -> dict[str, Any]:
+    """The history as tensors: float32 where that is exact, as for all that a GPU computed."""
+    steps = {}
+    for name, values in history.steps.items():
+        exact = torch.tensor(values, dtype=torch.float64)
+        steps[name] = exact.float() if torch.equal(exact.float().double(), exact) else exact
+    return {"steps_per_epoch": history.steps_per_epoch, "steps": steps}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -195,11 +232,11 @@ def _read(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], content)
 
 
-def _check_state(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def _check_state(path: Path, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
     """Raises CheckpointError unless both have tensors of the same names, shapes and types."""
     wrong = []
-    for name in [*expected, *(name for name in found if name not in expected)]:
-        a, b = _describe(expected, name), _describe(found, name)
+    for name in {**expected, **found}:
+        a, b = (each.get(name, "nothing") for each in (expected, found))
         if a != b:
             wrong.append(f"{name}: expected {a}, found {b}")
     if wrong:
@@ -207,46 +244,102 @@ def _check_state(path: Path, expected: Mapping[str, Any], found: Mapping[str, An
         raise CheckpointError(f"{path}: {'; '.join(wrong[:3])}{more}")
 
 
-def _describe(state: Mapping[str, Any], name: str) -> str:
-    if name not in state:
-        return "nothing"
-    value = state[name]
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-
-
-def device_of(method: nn.Module) -> torch.device:
-    devices = {p.device for p in method.parameters()}
-    if len(devices) > 1:
-        raise ShapeError(
-            f"expected a method on one device, got {sorted(map(str, devices))}; move it with .to()"
-        )
-    if not devices:
-        raise MMCLError(f"{type(method).__name__} has no parameters to train")
-    return devices.pop()
-
-
-# --- random generators: the CPU's, and that of the CUDA device in use -----------------------------
-
-
-def get_rng(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
+def describe(state: Mapping[str, Any]) -> dict[str, str]:
+    """Of each tensor of a state its type and shape, such as "float32 [3, 6]"."""
+    return {
+        name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        if isinstance(value, Tensor)
+        else "what is no tensor"
+        for name, value in state.items()
+    }
 
 
 def _all_rng(device: torch.device) -> list[dict[str, Tensor]]:
-    """The states of all processes."""
-    all_states = {
-        kind: gather(state[None].to(device)).cpu() for kind, state in get_rng(device).items()
-    }
+    """The random states of all processes."""
+    own, place = get_random_state(device), device if world_size() > 1 else "cpu"
+    all_states = {kind: gather(state[None].to(place)).cpu() for kind, state in own.items()}
     return [{kind: states[r] for kind, states in all_states.items()} for r in range(world_size())]
 
 
-def set_rng(states: Mapping[str, Tensor], device: torch.device) -> None:
-    # Clones: of a row of a larger tensor, PyTorch 2.13 reads past the end, and crashes.
-    torch.set_rng_state(states["cpu"].clone())
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"].clone(), device)
+# --- what is written in plain types ---------------------------------------------------------------
+
+
+def plain(value: Any, name: str, *, tensors: bool = False) -> Any:
+    """The same of Python's own numbers and strings, in lists, tuples and dicts.
+
+    NumPy's numbers and arrays, scalar tensors, paths and dataclasses become such. All that goes
+    into a file goes through here: the reader of a checkpoint knows no other types.
+
+    Args:
+        value: what is to be kept.
+        name: of it, for the message.
+        tensors: whether tensors are kept as they are.
+
+    Raises:
+        MMCLError: it holds something else.
+    """
+    if isinstance(value, Tensor):
+        if tensors:
+            return value
+        value = value.item() if value.ndim == 0 else value
+    elif isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {
+            plain(key, f"a key of {name}"): plain(each, f"{name}[{key!r}]", tensors=tensors)
+            for key, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        kept = [plain(each, f"{name}[{i}]", tensors=tensors) for i, each in enumerate(value)]
+        return kept if isinstance(value, list) else tuple(kept)
+    if value is None or type(value) in (bool, int, float, str, bytes, complex):
+        return value
+    raise MMCLError(
+        f"{name}: expected numbers, strings, lists or dicts, which a checkpoint can keep; got "
+        f"{type(value).__name__}"
+    )
+
+
+def plain_state(method: nn.Module) -> dict[str, Any]:
+    """The `state_dict()` of a method, without `torch.compile`, in types that a checkpoint keeps.
+
+    Raises:
+        MMCLError: `get_extra_state` of a module gives something else.
+    """
+    state = {own_name(name): value for name, value in method.state_dict().items()}
+    return {name: plain(value, name, tensors=True) for name, value in state.items()}
+
+
+def made_with(method: nn.Module) -> dict[str, Any]:
+    """What a method was made with that is no weight: temperatures, variants, widths, ...
+
+    Of each module in it, the arguments of `__init__` that it keeps as attributes of the same name,
+    and its attributes that are frozen dataclasses, if they are of plain types. What makes no
+    difference, or is moved by training, a module takes out by its name in `not_compared`.
+
+    Returns:
+        By names such as "temperature" and "encoders.image.blocks.0.heads".
+    """
+    found = {}
+    for path, module in method.named_modules():
+        arguments = _arguments(cast(Hashable, type(module))) - {"training", "device"}
+        arguments -= set(getattr(module, "not_compared", ()))
+        for name, value in vars(module).items():
+            if isinstance(value, os.PathLike) or (isinstance(value, str) and os.sep in value):
+                continue  # the same file may lie elsewhere
+            frozen = getattr(getattr(value, "__dataclass_params__", None), "frozen", False)
+            if name in arguments or frozen:
+                with contextlib.suppress(MMCLError):
+                    found[own_name(f"{path}.{name}").lstrip(".")] = plain(value, name)
+    return found
+
+
+@functools.cache
+def _arguments(kind: Any) -> frozenset[str]:
+    """The names of what can be passed to make an object of a class, by its bases, too."""
+    signatures = (inspect.signature(each.__init__) for each in kind.__mro__[:-1])
+    return frozenset(name for each in signatures for name in each.parameters)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -71,13 +72,14 @@ def own_device(device: torch.device | str) -> torch.device:
 def joined() -> Iterator[None]:
     """Joins the processes that `torchrun` has started, and leaves them at the end.
 
-    Outside of torchrun, or in a group already, it does nothing. `with joined():` around a whole
-    script saves `fit` from joining by itself; `@joined()` does it for a function. When an error
-    ends it in one process, the others get an error too, as soon as they wait for that one.
+    Outside of torchrun, in a group already, or within `alone`, it does nothing. `with joined():`
+    around a whole script saves `fit` from joining by itself; `@joined()` does it for a function.
+    When an error ends it in one process, the others get an error too, as soon as they wait for that
+    one.
     """
     global _times_joined
     started = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if not started or not dist.is_available() or dist.is_initialized():
+    if _alone or not started or not dist.is_available() or dist.is_initialized():
         yield
         return
     _times_joined += 1
@@ -90,6 +92,7 @@ def joined() -> Iterator[None]:
     store = dist.PrefixStore(f"mmcl_core/{_times_joined}", store)
     dist.init_process_group(backend, store=store, rank=number, world_size=size)
     try:
+        wait(torch.device("cpu"))  # who is first must not leave while another still connects
         yield
     finally:
         dist.destroy_process_group()
@@ -194,6 +197,32 @@ def broadcast(module: nn.Module) -> None:
     """Gives all processes the parameters and buffers of process 0."""
     if world_size() > 1:
         _in_buckets([*module.parameters(), *module.buffers()], lambda b: dist.broadcast(b, 0))
+
+
+def check_same(values: Mapping[str, object]) -> None:
+    """Compares what must be equal in all processes, before one waits for another in vain.
+
+    Args:
+        values: by name; what is compared is how they print. The names may differ, too.
+
+    Raises:
+        MMCLError: in all processes: some values differ.
+    """
+    if world_size() == 1:
+        return
+    # Of a group that has no way for tensors on the CPU, the GPU of this process.
+    device = "cpu" if "cpu:" in dist.get_backend_config() else "cuda"
+    own = json.dumps({name: str(value) for name, value in values.items()}).encode()
+    rows = gather(torch.tensor([list(own)], dtype=torch.uint8, device=device), pad=True)
+    first, *others = (json.loads(bytes(row).rstrip(b"\0")) for row in rows.tolist())
+    for number, other in enumerate(others, 1):
+        for name in first | other:
+            a, b = (each.get(name, "nothing") for each in (first, other))
+            if a != b:
+                raise MMCLError(
+                    f"expected the same in all processes; process 0 has {name} = {a[:200]}, "
+                    f"process {number} has {name} = {b[:200]}"
+                )
 
 
 def wait(device: torch.device) -> None:

@@ -24,7 +24,9 @@ from tqdm import tqdm
 from mmcl_core.batches import Batch, BatchDataset, Indices
 from mmcl_core.data.captions import CaptionFolder
 from mmcl_core.encoders import Block, Encoded
-from mmcl_core.errors import DataError, MMCLError, ShapeError
+from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count
+from mmcl_core.files import put_in_place, write_whole
+from mmcl_core.modules import evaluating, taking
 
 # Float32 features of a picture alone, and of it in a batch, differ by less of the largest.
 _SAME = 1e-4
@@ -70,11 +72,9 @@ def cached_features(
         DataError: a picture cannot be read; or the file has other features than `encode` gives.
         MMCLError: a name or size that cannot be used.
     """
-    if not re.fullmatch(r"[\w.-]+", name) or batch_size < 1:
-        raise MMCLError(
-            "expected a name of letters, digits and .-_ and a batch_size of at least 1; got "
-            f"{name!r} and {batch_size}"
-        )
+    batch_size = check_count("batch_size", batch_size)
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise MMCLError(f"expected a name of letters, digits and .-_; got {name!r}")
     with _frozen(encode) as apply:
         ends = sorted({0, len(data) - 1})
         asked = apply(data.batch(ends)["image"])
@@ -129,13 +129,11 @@ def _modules(part: Any, known: set[int]) -> list[nn.Module]:
 @contextmanager
 def _frozen(encode: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], np.ndarray]]:
     """`encode` without gradients and in eval mode, its answers checked: float32 arrays."""
-    modules = list(encode.modules()) if isinstance(encode, nn.Module) else []
-    modes = [module.training for module in modules]
-    weight = next(encode.parameters(), None) if isinstance(encode, nn.Module) else None
+    modules = [encode] if isinstance(encode, nn.Module) else []
+    take = taking(*modules) if modules else dict
 
     def apply(pictures: Tensor) -> np.ndarray:
-        with torch.no_grad():
-            found = encode(pictures if weight is None else pictures.to(weight.device))
+        found = encode(take({"image": pictures})["image"])
         if (
             not isinstance(found, Tensor)
             or found.ndim not in (2, 3)
@@ -151,13 +149,8 @@ def _frozen(encode: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], n
             raise ShapeError("encode: expected finite features, got NaN or infinity")
         return found.detach().float().cpu().numpy()
 
-    for module in modules:
-        module.training = False
-    try:
+    with evaluating(*modules):
         yield apply
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
 
 
 def _write(
@@ -189,10 +182,10 @@ def _write(
                 )
             rows[start : index.stop] = found
             rows.flush()  # the rows first, and then the note that they are there
-            _replace(note, json.dumps({"shape": shape, "done": index.stop}))
+            write_whole(note, json.dumps({"shape": shape, "done": index.stop}))
             bar.update(len(index))
     del rows
-    os.replace(part, path)
+    put_in_place(part, path)
     note.unlink()
 
 
@@ -204,12 +197,6 @@ def _done(part: Path, note: Path, shape: tuple[int, ...]) -> int:
         return int(said["done"]) if (*rows.shape,) == shape == (*said["shape"],) else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0  # nothing there, or nothing that can be relied on
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class FeatureCaptions(BatchDataset):

@@ -2,12 +2,15 @@
 
 A method is an `nn.Module` with `loss(batch) -> dict[str, Tensor]` (named scalar parts, and
 `"total"`, which is minimised) and, where state moves without a gradient, `after_step()`.
+
+It is ours, to be read: Lightning and accelerate would hide the loop that the chapters explain.
 """
 
-import contextlib
+import hashlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +26,20 @@ from mmcl_core.checkpoints import (
     OWN_RECORDS,
     Checkpoint,
     History,
-    device_of,
+    describe,
     load_checkpoint,
+    made_with,
+    plain,
+    plain_state,
+    read_checkpoint,
     save_checkpoint,
-    set_rng,
 )
 from mmcl_core.distributed import (
     alone,
     average,
     average_gradients,
     broadcast,
+    check_same,
     gather,
     joined,
     own_device,
@@ -40,7 +47,18 @@ from mmcl_core.distributed import (
     rank,
     world_size,
 )
-from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
+from mmcl_core.errors import CheckpointError, MMCLError, ShapeError, check_count, check_number
+from mmcl_core.modules import (
+    device_of,
+    modes_kept,
+    own_name,
+    random_state_kept,
+    seed_all,
+    set_random_state,
+    taking,
+    unwrapped,
+)
+from mmcl_core.modules import training as in_train_mode
 
 __all__ = [
     "Checkpoint",
@@ -48,6 +66,7 @@ __all__ = [
     "Progress",
     "fit",
     "load_checkpoint",
+    "read_checkpoint",
     "save_checkpoint",
     "schedule_factor",
 ]
@@ -105,9 +124,17 @@ def fit(
 
     One step: loss, gradients, clipping, optimiser, `method.after_step()`. The order of the samples
     depends on `seed` and the epoch only; the last samples of an epoch that do not fill a batch are
-    left out of it (other ones each epoch). The caller's random state, and the method's train or
-    eval mode, are afterwards as before. On the CPU the same seed gives the same weights, bit for
+    left out of it (other ones each epoch). The caller's random states (torch's, NumPy's, Python's)
+    and all modes are afterwards as before. On the CPU the same seed gives the same weights, bit for
     bit, for one version of PyTorch, one machine and one number of threads.
+
+    Modes. What is in eval mode within a method in train mode stays there: a frozen encoder, or a
+    BatchNorm whose running means are not to move. A method that is in eval mode as a whole is put
+    into train mode, but for the modules of whose parameters none is trained: these stay as found.
+
+    Calls. A method that has a `forward` is called, `method(batch)`, so that hooks and
+    `torch.compile(method)` act; `forward` must then be its loss. Otherwise `method.loss` is. Floats
+    of a batch are brought to the type of the method's parameters, such as float64 or bfloat16.
 
     Several processes. Under `torchrun`, W processes train as one: the samples of each step are
     those of one process, cut into W equal parts in the order of the ranks; loss parts and gradients
@@ -115,14 +142,17 @@ def fit(
     embeddings (see `distributed.gather`), this is the training of one process. Each process draws
     random numbers of its own, so that augmentations differ between them. Callbacks and the bar are
     process 0's, which counts as alone in a callback: `method.loss` does not wait for the others.
-    An error in one process ends all, before anything is updated.
+    An error in one process ends all, before anything is updated. All else must be the same in all
+    processes, data and method included, and is compared at the start.
 
     Args:
         method: an `nn.Module` with `loss(batch) -> dict` of scalars, `"total"` among them, and
             perhaps `after_step()`, called after each step of the optimiser.
         data: has `__len__` and `batch(indices) -> dict of tensors`, as the data sets of this
             library have; or is a part of such one by `random_split`; or any `Dataset` whose samples
-            are dicts (see `Batched`).
+            are dicts (see `Batched`). To tell other data of the same length, eight samples are read
+            before a training with a checkpoint or several processes, unless it says itself who it
+            is, with a string `identity`.
         epochs: passes over the data; at least 1.
         batch_size: samples of one step, 1 to `len(data)`; of all processes together.
         lr: the highest learning rate, above 0.
@@ -134,8 +164,9 @@ def fit(
         clip_norm: gradients with a greater norm are scaled down to it; None clips nothing.
         autocast: compute the loss in bfloat16 where PyTorch thinks it safe. Measure before use:
             on many CPUs it is slower.
-        augment: changes each batch, on the device; may draw from torch's global generator.
-        callbacks: each is called with a `Progress` before the first step and after each epoch.
+        augment: changes each batch, on the device; may draw from the global generators.
+        callbacks: each is called with a `Progress` before the first step and after each epoch. If
+            one returns False, the training ends there; whatever else it returns means nothing.
             Random numbers that it draws, and the mode that it sets, do not disturb training.
         seed: of the order of samples and of torch's generator, 0 to 2^32 - 1.
         device: where to train; the method is moved there. None is where the method is. Of several
@@ -146,63 +177,69 @@ def fit(
         checkpoint_every: write after each so many steps, and at the end. None is each epoch.
         resume: go on from `checkpoint` if that file is there, else begin. With the same arguments
             and number of processes the weights are those of a training that never stopped.
-            Callbacks are not called again for epochs that are done.
+            Callbacks are not called again for epochs that are done, and a training that one of
+            them has ended stays ended.
 
     Returns:
         The history of all steps, those before a resume included.
 
     Raises:
         MMCLError: an argument is outside its range; or the loss or its gradient is not finite, and
-            then parameters, optimiser and `after_step()` state are as before that step.
+            then parameters, optimiser and `after_step()` state are as before that step; or the
+            processes differ in what must be the same.
         ShapeError: fewer samples than `batch_size`, parts of the loss that are not scalars, or a
             method on several devices.
         CheckpointError: the checkpoint is not of this method or of this training.
     """
-    _check_settings(epochs, batch_size, lr, weight_decay, schedule, warmup, clip_norm, seed)
-    data = Batched(data)
-    _check_protocols(method, data, augment, callbacks, batch_size)
+    data, callbacks = Batched(data), tuple(callbacks)
+    _check_protocols(method, augment, callbacks)
+    # All that decides what comes next: a training is resumed with the same, or not at all.
+    settings = _checked_settings(
+        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, betas=betas,
+        schedule=schedule, warmup=warmup, clip_norm=clip_norm, autocast=bool(autocast), seed=seed,
+        samples=len(data), world_size=world_size(),
+    )  # fmt: skip
     path = _checkpoint_path(checkpoint, checkpoint_every, resume)
+    epochs, batch_size, seed = (settings[name] for name in ("epochs", "batch_size", "seed"))
     method.to(own_device(device_of(method) if device is None else device))
-    place = device_of(method)
-    trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    place, take = device_of(method), taking(method)
+    trained = {own_name(name): p for name, p in method.named_parameters() if p.requires_grad}
     parameters = list(trained.values())
-    optimizer = _optimizer(parameters, lr, weight_decay, betas, place)
-
+    settings["trained parameters"] = list(trained)
+    optimizer = _optimizer(parameters, settings, place)
     steps_per_epoch = len(data) // batch_size
     steps = epochs * steps_per_epoch
     save_every = checkpoint_every or steps_per_epoch
-    # All that decides what comes next: a training is resumed with the same, or not at all.
-    settings = {
-        "world_size": world_size(),
-        "samples": len(data),
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": float(lr),
-        "weight_decay": float(weight_decay),
-        "betas": (float(betas[0]), float(betas[1])),
-        "schedule": schedule,
-        "warmup": None if warmup is None else float(warmup),
-        "clip_norm": None if clip_norm is None else float(clip_norm),
-        "autocast": bool(autocast),
-        "seed": seed,
-        "trained parameters": list(trained),
-    }
-    history, start, rng = History(steps_per_epoch), 0, None
+
+    if path or world_size() > 1:
+        settings["data"] = _identity_of(data)
+        state = describe(plain_state(method))  # it can be kept, as far as can be known
+        others = {
+            "method": type(unwrapped(method)).__qualname__,
+            "augment": augment is not None,
+            "checkpoint": path is not None,
+            "checkpoint_every": checkpoint_every,
+            "resume": resume,
+            "device": place.type,
+        }
+        check_same(settings | others | made_with(method) | state)
+    history, start, rng, ended = History(steps_per_epoch), 0, None, False
     if path and resume and path.exists():
         saved = load_checkpoint(path, method, optimizer=optimizer, settings=settings)
         history, start, rng = saved.history or history, saved.step, saved.rng[rank()]
-    _check_same_start(path, start, place)
+        ended = saved.settings.get("stopped", False)
+    _check_same_start(path, start, callbacks, place)
     broadcast(method)
 
-    loss = cast(Callable[[Batch], dict[str, Tensor]], method.loss)
+    loss = _loss_of(method)
     after_step = cast(Callable[[], None] | None, getattr(method, "after_step", None))
     loader = DataLoader(
         data,
         batch_sampler=_Order(
             len(data), batch_size, seed, start, steps, own_rows(batch_size // world_size())
         ),
-        collate_fn=_identity,
-        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        num_workers=check_count("num_workers", num_workers, 0),
         pin_memory=place.type == "cuda",
         generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
     )
@@ -216,52 +253,68 @@ def fit(
         desc=f"epoch {start // steps_per_epoch}/{epochs}",
     )
 
-    def report(step: int) -> None:
-        state = Progress(method, step // steps_per_epoch, epochs, step, history)
+    def report(step: int) -> bool:
+        """Calls the callbacks of process 0; whether one of them ends the training."""
+        state = Progress(unwrapped(method), step // steps_per_epoch, epochs, step, history)
+        end = False
         for callback in callbacks if rank() == 0 else ():
-            with alone(), _modes_kept(method), _fork_rng(place):
-                callback(state)
-        if callbacks:
-            broadcast(method)  # what they have changed; the other processes wait here
+            with alone(), modes_kept(method), random_state_kept():
+                end |= _is_false(callback(state))
+        # The other processes wait here, and get what has changed.
+        changed, end = gather(torch.tensor([[bool(callbacks), end]], device=place))[0].tolist()
+        if changed:
+            broadcast(method)
+        return end
 
-    with bar, _modes_kept(method), _fork_rng(place):
+    def save() -> None:
+        if path:
+            kept = settings | {"stopped": ended}
+            save_checkpoint(path, method, optimizer=optimizer, history=history, settings=kept)
+
+    with bar, in_train_mode(method), random_state_kept():
         if rng is None:
             # Not seed + 2^32 * rank: torch's generator on the CPU takes the lower 32 bits alone.
-            _seed_rng((seed + 1_000_003 * rank()) % 2**32, place)
+            seed_all((seed + 1_000_003 * rank()) % 2**32, place)
         else:
-            set_rng(rng, place)
-        if start == 0:
-            report(0)
-        method.train()
-        batches = iter(loader) if start < steps else iter(())
+            set_random_state(rng, place)
+        if start == 0 and not ended:
+            ended = report(0)
+            if ended:
+                save()
+        batches = iter(loader) if start < steps and not ended else iter(())
         for step in range(start, steps):
+            if ended:
+                break
             started = time.perf_counter()
             batch = _to_device(next(batches), place)
             if augment is not None:
                 batch = _checked_batch(augment(batch), "augment(batch)")
-            with torch.autocast(place.type, torch.bfloat16, enabled=autocast):
-                parts = loss(batch)
+            with torch.autocast(place.type, torch.bfloat16, enabled=settings["autocast"]):
+                parts = loss(take(batch))
             _check_parts(parts, history)
+            if step == start:
+                check_same({"the loss parts": sorted(parts)})
             optimizer.zero_grad()
             parts["total"].backward()
             average_gradients(parameters)
-            norm = _clip(parameters, clip_norm)
+            norm = _clip(parameters, settings["clip_norm"])
             # One transfer for all values of the step. It waits for the device, so nothing is
             # updated before the values are known to be finite, in any process.
-            values = torch.stack([*(p.detach().float() for p in parts.values()), norm.float()])
-            values = average(values)
-            record = dict(zip([*parts, "grad_norm"], values.tolist(), strict=True))
+            names = sorted(parts)
+            values = torch.stack([*(parts[name].detach().float() for name in names), norm.float()])
+            record = dict(zip([*names, "grad_norm"], average(values).tolist(), strict=True))
             if not math.isfinite(record["total"] + record["grad_norm"]):
                 optimizer.zero_grad()
                 raise MMCLError(_not_finite(record, step, step // steps_per_epoch))
-            rate = lr * schedule_factor(schedule, step, steps, warmup)
+            factor = schedule_factor(settings["schedule"], step, steps, settings["warmup"])
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = settings["lr"] * factor
             optimizer.step()
             if after_step is not None:
                 after_step()
 
-            record |= {"lr": rate, "seconds": time.perf_counter() - started}
+            record["lr"] = settings["lr"] * factor
+            record["seconds"] = time.perf_counter() - started
             for name, value in record.items():
                 history.steps.setdefault(name, []).append(value)
             done = step + 1
@@ -270,11 +323,9 @@ def fit(
                 bar.set_description_str(f"epoch {done // steps_per_epoch}/{epochs}", refresh=False)
             bar.update()
             if done % steps_per_epoch == 0:
-                report(done)
-            if path and (done % save_every == 0 or done == steps):
-                save_checkpoint(
-                    path, method, optimizer=optimizer, history=history, settings=settings
-                )
+                ended = report(done)
+            if ended or done % save_every == 0 or done == steps:
+                save()
         optimizer.zero_grad()
     return history
 
@@ -344,13 +395,49 @@ class _Order(Sampler[list[int]]):
             yield batches[i][self.rows]
 
 
-def _identity(batch: Any) -> Any:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     batch = _checked_batch(batch, "data.batch(indices)")
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def _identity_of(data: Batched) -> str | None:
+    """A hash of eight samples, or what `data` says itself; None if no two readings are equal."""
+    if (own := getattr(data.data, "identity", None)) is not None:
+        return str(own)
+    rows = sorted({i * (len(data) - 1) // 7 for i in range(8)})
+    found = set()
+    for _ in range(2):
+        with random_state_kept():
+            seed_all(0, torch.device("cpu"))
+            batch = _checked_batch(data.batch(rows), "data.batch(indices)")
+        digest = hashlib.sha256(repr(sorted(describe(batch).items())).encode())
+        for _, value in sorted(batch.items()):
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        found.add(digest.hexdigest()[:16])
+    return found.pop() if len(found) == 1 else None
+
+
+def _loss_of(method: nn.Module) -> Callable[[Batch], dict[str, Tensor]]:
+    """What computes the loss: the method itself where it has a `forward`, else its `loss`."""
+    inner = unwrapped(method)
+    if getattr(inner.forward, "__func__", inner.forward) is not nn.Module.forward:
+        return method
+    if inner is not method:
+        warnings.warn(
+            f"torch.compile compiles what forward() does, and {type(inner).__name__} has none: it "
+            "trains as it is. Write `forward = loss` in its class",
+            stacklevel=4,
+        )
+    return cast(Callable[[Batch], dict[str, Tensor]], method.loss)
+
+
+def _is_false(answer: object) -> bool:
+    """Whether a callback has said False, in Python, NumPy or torch."""
+    return answer is False or (getattr(answer, "shape", None) == () and plain(answer, "") is False)
 
 
 def _checked_batch(batch: object, source: str) -> Batch:
@@ -363,19 +450,18 @@ def _checked_batch(batch: object, source: str) -> Batch:
 
 
 def _optimizer(
-    parameters: list[nn.Parameter],
-    lr: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    device: torch.device,
+    parameters: list[nn.Parameter], settings: dict[str, Any], device: torch.device
 ) -> torch.optim.AdamW:
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {
+            "params": [p for p in parameters if p.ndim >= 2],
+            "weight_decay": settings["weight_decay"],
+        },
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     # Fused is one kernel for all parameters: on a CPU a tenth of the time of the plain loop.
     fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=settings["lr"], betas=settings["betas"], fused=fused)
 
 
 def _clip(parameters: list[nn.Parameter], clip_norm: float | None) -> Tensor:
@@ -397,7 +483,10 @@ def _not_finite(record: dict[str, float], step: int, epoch: int) -> str:
 def _check_parts(parts: object, history: History) -> None:
     if not isinstance(parts, dict) or "total" not in parts:
         found = list(parts) if isinstance(parts, dict) else type(parts).__name__
-        raise MMCLError(f"method.loss(batch) must return a dict with 'total'; got {found}")
+        raise MMCLError(
+            "method.loss(batch), and method.forward(batch) if there is one, must return a dict "
+            f"with 'total'; got {found}"
+        )
     for name, value in parts.items():
         if not isinstance(value, Tensor) or value.ndim:
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -413,65 +502,70 @@ def _check_parts(parts: object, history: History) -> None:
         )
 
 
-def _check_settings(
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    schedule: str,
-    warmup: float | None,
-    clip_norm: float | None,
-    seed: int,
-) -> None:
-    for name, count in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(count, int) or count < 1:
-            raise MMCLError(f"{name} must be a whole number, at least 1; got {count!r}")
+def _checked_settings(**given: Any) -> dict[str, Any]:
+    """The arguments of `fit` in plain types, each in its range."""
+    settings: dict[str, Any] = plain(given, "fit")
+    for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        settings[name] = check_count(name, settings[name], least)
+    for name, interval in (
+        ("lr", "(0, inf)"),
+        ("weight_decay", "[0, inf)"),
+        ("warmup", "[0, 1)"),
+        ("clip_norm", "(0, inf)"),
+    ):
+        if settings[name] is not None or name in ("lr", "weight_decay"):
+            settings[name] = check_number(name, settings[name], interval)
+    betas, batch_size, samples = (settings[name] for name in ("betas", "batch_size", "samples"))
+    if not isinstance(betas, list | tuple) or len(betas) != 2:
+        raise MMCLError(f"betas must be two numbers; got {betas}")
+    settings["betas"] = tuple(check_number("betas", beta, "[0, 1)") for beta in betas)
+    if settings["schedule"] not in SCHEDULES:
+        raise MMCLError(
+            f"schedule must be one of {', '.join(SCHEDULES)}; got {settings['schedule']!r}"
+        )
+    if settings["seed"] >= 2**32:
+        raise MMCLError(f"seed must be at most 2^32 - 1; got {settings['seed']}")
     if batch_size % world_size():
         raise MMCLError(
             f"batch_size, the samples of a step, must be divisible among the {world_size()} "
             f"processes; got {batch_size}"
         )
-    if not 0 < lr < math.inf:
-        raise MMCLError(f"lr must be above 0 and finite; got {lr}")
-    if not 0 <= weight_decay < math.inf:
-        raise MMCLError(f"weight_decay must be at least 0 and finite; got {weight_decay}")
-    if schedule not in SCHEDULES:
-        raise MMCLError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}")
-    if warmup is not None and not 0 <= warmup < 1:
-        raise MMCLError(f"warmup is a share of the steps, in [0, 1); got {warmup}")
-    if clip_norm is not None and not 0 < clip_norm < math.inf:
-        raise MMCLError(f"clip_norm must be above 0 and finite, or None; got {clip_norm}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise MMCLError(f"seed must be a whole number from 0 to 2^32 - 1; got {seed!r}")
+    if samples < batch_size:
+        raise ShapeError(
+            f"expected at least one batch of {batch_size} samples; the data has {samples}"
+        )
+    return settings
 
 
-def _check_protocols(
-    method: nn.Module,
-    data: Batched,
-    augment: object,
-    callbacks: Sequence[object],
-    batch_size: int,
-) -> None:
+def _check_protocols(method: object, augment: object, callbacks: Sequence[object]) -> None:
     if not isinstance(method, nn.Module) or not callable(getattr(method, "loss", None)):
         raise MMCLError(
             "method must be an nn.Module with loss(batch) -> dict of scalars; "
             f"got {type(method).__name__}"
         )
-    if (n := len(data)) < batch_size:
-        raise ShapeError(f"expected at least one batch of {batch_size} samples; the data has {n}")
-    if augment is not None and not callable(augment):
-        raise MMCLError(f"augment must be callable on a batch; got {type(augment).__name__}")
-    for callback in callbacks:
-        if not callable(callback):
-            raise MMCLError(f"a callback must be callable; got {type(callback).__name__}")
+    for what, each in (
+        *([] if augment is None else [("augment", augment)]),
+        *(("a callback", callback) for callback in callbacks),
+    ):
+        if not callable(each):
+            raise MMCLError(f"{what} must be callable; got {type(each).__name__}")
 
 
-def _check_same_start(path: Path | None, start: int, device: torch.device) -> None:
-    starts = gather(torch.tensor([start], device=device)).tolist()
+def _check_same_start(
+    path: Path | None, start: int, callbacks: Sequence[object], device: torch.device
+) -> None:
+    """Raises in all processes unless they begin at one step, and process 0 has the callbacks."""
+    everyone = gather(torch.tensor([[start, len(callbacks)]], device=device)).tolist()
+    starts, counts = zip(*everyone, strict=True)
     if len(set(starts)) > 1:
         raise CheckpointError(
             f"{path}: expected one checkpoint for all processes, they found those of the steps "
-            f"{starts} (0 is none); put it on a disk that all of them see"
+            f"{list(starts)} (0 is none); put it on a disk that all of them see"
+        )
+    if max(counts) > counts[0]:
+        raise MMCLError(
+            f"the callbacks are those of process 0, which has {counts[0]}; process "
+            f"{counts.index(max(counts))} has {max(counts)}"
         )
 
 
@@ -482,33 +576,9 @@ def _checkpoint_path(
         if resume or every is not None:
             raise MMCLError("resume and checkpoint_every need a checkpoint: pass the path of one")
         return None
-    if every is not None and (not isinstance(every, int) or every < 1):
-        raise MMCLError(f"checkpoint_every must be a whole number, at least 1; got {every!r}")
+    if every is not None:
+        check_count("checkpoint_every", every)
     path = Path(checkpoint)
     if path.is_dir():
         raise CheckpointError(f"{path}: expected the path of a file, found a folder")
     return path
-
-
-def _fork_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Puts the random state back on leaving."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-
-def _seed_rng(seed: int, device: torch.device) -> None:
-    # Not torch.manual_seed: it would seed devices that are not in use here, too.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def _modes_kept(method: nn.Module) -> Iterator[None]:
-    """Puts every module's train or eval mode back on leaving."""
-    modes = [(module, module.training) for module in method.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

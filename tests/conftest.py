@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+from tests import float32
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+float32.guard()
+# Nothing is judged by the clock: by itself, hypothesis fails an example that takes over 0.2 s.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True, scope="module")  # before what a module shares

@@ -1,4 +1,4 @@
-"""What the book needs of Sphinx and `_config.yml` cannot say. Loaded by `_config.yml`.
+"""What the book needs of Sphinx and `_config.yml` cannot say, so it is ours. Loaded by it.
 
 - JavaScript from the book itself when `tools/vendor.py` has fetched it, else from the CDN.
 - A cache of executed pages that knows the library: jupyter-cache compares only the text of the
@@ -12,8 +12,10 @@
 import hashlib
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -25,9 +27,10 @@ from myst_nb.core.read import is_myst_markdown_notebook, read_myst_markdown_note
 from myst_nb.core.render import WIDGET_VIEW_MIMETYPE
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from text_first import text_first
+
+from mmcl_book.claims import ClaimFailedError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRA = ROOT / "book" / "_extra"
@@ -81,8 +84,11 @@ def configure(app: Sphinx, config: Any) -> None:
 def execute_chapters(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
     """Execute the chapters that the cache does not have, so that reading them finds all there.
 
+    Each is executed, whatever becomes of the others.
+
     Raises:
-        ExtensionError: a cell failed, or took longer than `timeout` allows.
+        SystemExit: some failed; all that failed is printed, a line for each claim or error. It is
+            not one of Sphinx's errors, which end in three tracebacks of Sphinx itself.
     """
     cache = get_cache(app.config.nb_execution_cache_path)
     parsing: Any = env
@@ -97,26 +103,39 @@ def execute_chapters(app: Sphinx, env: BuildEnvironment, docnames: list[str]) ->
             try:
                 cache.match_cache_notebook(notebook)
             except KeyError:
-                todo[path] = notebook
+                todo[name] = path, notebook
 
-    def execute(path: Path) -> Any:
-        name = path.relative_to(ROOT).with_suffix("").as_posix()
+    def execute(name: str) -> Any:
+        path, notebook = todo[name]
         print(f"  executing {name}\n", end="", flush=True)  # in one go: there are several threads
-        return single_nb_execution(
-            todo[path],
-            cwd=str(path.parent),
-            timeout=app.config.nb_execution_timeout,
-            allow_errors=False,
-        )
+        timeout = app.config.nb_execution_timeout
+        try:
+            return single_nb_execution(notebook, str(path.parent), timeout, allow_errors=False)
+        except Exception as error:  # as of a kernel that died: the other chapters go on
+            return SimpleNamespace(err=error)
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the kernels; this process computes nothing
+    failed = []
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        for path, result in zip(todo, pool.map(execute, todo), strict=True):
+        for name, result in zip(todo, pool.map(execute, todo), strict=True):
             if result.err:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise ExtensionError(f"{path}: {result.err}") from result.err
-            bundle = CacheBundleIn(todo[path], str(path), data={"execution_seconds": result.time})
+                failed.append(told(name, result.err))
+                continue
+            path, notebook = todo[name]
+            bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": result.time})
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+    if failed:
+        print(f"\n{len(failed)} of {len(todo)} executed chapters failed:", file=sys.stderr)
+        sys.exit("\n".join(line for lines in failed for line in lines))
+
+
+def told(chapter: str, error: Exception) -> list[str]:
+    """A line for each claim that failed; else one for the error, after its traceback is printed."""
+    kind, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    if kind == ClaimFailedError.__name__:
+        return [f"{chapter}: {line}" for line in text.splitlines()]
+    print(f"{chapter}: {error}", file=sys.stderr, flush=True)
+    return [f"{chapter}: {kind}: {([*text.strip().splitlines(), ''])[0]}"]
 
 
 def write_seconds(app: Sphinx, exception: Exception | None) -> None:

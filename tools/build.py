@@ -6,7 +6,6 @@ python tools/build.py --strict   # as `make test` wants it: a warning is an erro
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -31,19 +30,9 @@ def build(*, strict: bool) -> bool:
         command += ["--warningiserror", "--keep-going", "--all"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    lines = []
     for line in process.stderr:
         if not any(noise in line for noise in NOISE):
-            lines.append(line)
             print(line, end="", file=sys.stderr, flush=True)
-    # Sphinx buries the cell that failed under its own traceback: say it again, last.
-    failed = re.search(
-        r"An error occurred while executing.*?(?=\n\nTraceback|\n\nThe above|\Z)",
-        "".join(lines),
-        re.S,
-    )
-    if failed:
-        print(f"\n{failed[0].strip()}\n", file=sys.stderr)
     return process.wait() == 0
 
 

@@ -23,11 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HIDDEN = {"hide-input", "remove-input", "hide-cell", "remove-cell"}
 
 INSTALL = """\
-# Installs the book's library where it is missing, as in Colab. Elsewhere it does nothing.
+# Installs the book's library and what it needs where they are missing, as in Colab.
+# Elsewhere it does nothing.
 import importlib.util
 
-if importlib.util.find_spec("mmcl_core") is None:
-    %pip install -q "mmcl_core @ git+{repository}\""""
+if not all(map(importlib.util.find_spec, ("mmcl_core", "matplotlib", "ipywidgets", "umap"))):
+    %pip install -q "mmcl_core[book] @ git+{repository}\""""
 
 # For a chapter that reads records, which a notebook alone in Colab has not beside it.
 FETCH = """\
@@ -78,13 +79,10 @@ def convert(page: Page, chapter: Any) -> list[Any]:
 
 
 def figure_caption(page: Page, figure: dict[str, str] | None) -> str:
-    """The caption of a code cell's figure, which has a number and perhaps a label; else ""."""
+    """The caption of a code cell's figure, with its number; else ""."""
     if not figure:
         return ""
-    number = page.number("Figure")
-    caption = figure.get("caption", "")
-    page.define(figure.get("name"), caption or number, number)
-    return f"**{number}.** {convert_inline(page, caption, 0)}".strip()
+    return f"**{page.number('Figure')}.** {convert_inline(page, figure['caption'], 0)}"
 
 
 def install_cell(cells: list[Any], book: Book) -> Any:

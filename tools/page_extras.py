@@ -4,6 +4,8 @@
 - In the menu of downloads: the notebook as Colab opens it, and the PDF of the whole book.
 - At the foot: the versions that the page was built with.
 - `{runs}`: a table of the chapters, what each took to execute and when.
+
+It is ours: sphinxext-opengraph would do the first of these four alone.
 """
 
 import html

@@ -1,9 +1,13 @@
 """MyST Markdown to the plain Markdown that Colab and Jupyter show.
 
-A chapter uses MyST's directives (```` ```{note} ````), roles (`` {ref}`label` ``) and labels. A
+A chapter uses MyST's directives (```` ```{exercise} ````), roles (`` {ref}`label` ``) and labels. A
 notebook would show them raw, so each is rewritten into what means the same there: an admonition
-becomes a quotation, a solution is folded, a citation becomes author and year with a link. A
-directive or role that is not known here is a problem with file and line: nothing slips through.
+becomes a quotation, a solution is folded, a citation becomes author and year with a link.
+
+Only what the chapters use is known here. Anything else of MyST is a problem with file and line that
+says so: nothing slips through, and who needs more adds it. It is ours because no tool that is kept
+up writes notebooks from MyST for Colab: sphinx-tojupyter makes text of the code cells and leaves
+solutions open, and mystmd exports no notebooks.
 
 References need the titles and numbers of other pages. So every page is converted twice: the first
 pass fills `Book.targets`, the second one uses them.
@@ -15,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from textwrap import dedent, indent
 
-import yaml
 from pybtex.database import Entry
 
 FENCE = re.compile(r"^(?P<indent>\s*)(?P<marks>`{3,}|~{3,}|:{3,})\s*(?P<info>.*?)\s*$")
@@ -29,23 +32,24 @@ SPAN = re.compile(
     r"|(?:\{(?P<role>[\w:+-]+)\})?(?P<ticks>`+)(?P<body>.+?)(?<!`)(?P=ticks)(?!`)",
     re.S,
 )
-LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)")
+LINK = re.compile(r"!?\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)")
 RAW = re.compile(r"\{\{.*?\}\}|\[\^[^\]]+\]")
 TITLED = re.compile(r"^(?P<text>.*?)\s*<(?P<target>[^<>]+)>$", re.S)
 
-ADMONITIONS = {
-    "attention", "caution", "danger", "error", "hint", "important", "note", "seealso", "tip",
-    "warning",
-}  # fmt: skip
+# Of directives; any other would be lost.
+OPTIONS = re.compile(r":label:\s*\S+|:class:\s*(?:note|dropdown)|:{3,}.*")
+UNKNOWN = (
+    "the {} is not known to tools/plain_markdown.py: use another one, or teach it what a notebook "
+    "shows instead"
+)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a label stands for: its page, its words, and the name with number ("Figure 2")."""
+    """What a label stands for: its page and its words, such as "Exercise 2"."""
 
     page: str
     text: str
-    numbered: str
 
 
 @dataclass
@@ -87,7 +91,6 @@ class Page:
     book: Book
     problems: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    cited: list[str] = field(default_factory=list)
     # The title of the solution that is open, between {solution-start} and {solution-end}.
     solution: str | None = None
 
@@ -102,10 +105,10 @@ class Page:
         chapter = self.book.chapters.get(self.name)
         return f"{kind} {chapter}.{self.counts[kind]}" if chapter else f"{kind} {self.counts[kind]}"
 
-    def define(self, label: str | None, text: str, numbered: str = "") -> None:
+    def define(self, label: str | None, text: str) -> None:
         """Let `label` stand for `text`."""
         if label:
-            self.book.targets[label] = Target(self.name, text, numbered or text)
+            self.book.targets[label] = Target(self.name, text)
 
     def convert(self, text: str, line: int) -> str:
         """One cell: MyST `text`, which starts at `line` of its file, as plain Markdown."""
@@ -158,7 +161,7 @@ def convert_blocks(page: Page, lines: list[str], first: int) -> Iterator[str]:
             labels.append(label["name"])
         elif heading:
             title = heading["title"]
-            for name in [*labels, page.name + slug(title)]:
+            for name in labels:
                 page.define(name, title)
             page.book.titles.setdefault(page.name, title)
             labels = []
@@ -220,33 +223,27 @@ def convert_fence(page: Page, lines: list[str], line: int, fence: re.Match[str])
         if fence["marks"][0] == ":":
             return page.problem(line, f"{lines[0].strip()!r} names no directive")
         return "\n".join(lines)
+    known = DIRECTIVES.get(directive["name"])
+    if not known:
+        return page.problem(line, UNKNOWN.format(f"directive {{{directive['name']}}}"))
     body = dedent("\n".join(lines[1:-1])).split("\n")
     options, skip = split_options(body)
+    for option in body[: max(skip, 1)]:
+        if option.startswith((":", "---")) and not OPTIONS.fullmatch(option.rstrip()):
+            page.problem(line, UNKNOWN.format(f"option {option.rstrip()}"))
     block = Block(
         page=page,
-        name=directive["name"],
         argument=directive["argument"],
         options=options,
         lines=body[skip:],
         line=line,
         body_line=line + 1 + skip,
     )
-    known = DIRECTIVES.get(block.name)
-    if not known:
-        return page.problem(
-            line,
-            f"the directive {{{block.name}}} is not known to tools/plain_markdown.py: use another "
-            "one, or teach it what a notebook shows instead",
-        )
     return indent(known(block), fence["indent"])
 
 
 def split_options(lines: list[str]) -> tuple[dict[str, str], int]:
     """A directive's options, and the number of lines that they take."""
-    if lines[0].strip() == "---" and "---" in lines[1:]:
-        end = lines.index("---", 1)
-        options = yaml.safe_load("\n".join(lines[1:end])) or {}
-        return {key: str(value) for key, value in options.items()}, end + 1
     options, count = {}, 0
     while count < len(lines) and (match := re.match(r"^:([\w-]+):\s*(.*)$", lines[count])):
         options[match[1]] = match[2].strip()
@@ -254,20 +251,14 @@ def split_options(lines: list[str]) -> tuple[dict[str, str], int]:
     return options, count
 
 
-def slug(title: str) -> str:
-    """The anchor that MyST and GitHub give a heading."""
-    return "#" + re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
-
-
 # --- directives -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Block:
-    """A directive: its name, argument, options and body."""
+    """A directive: its argument, options and body."""
 
     page: Page
-    name: str
     argument: str
     options: dict[str, str]
     lines: list[str]
@@ -280,19 +271,9 @@ class Block:
         return convert_inline(self.page, self.argument, self.line)
 
     @property
-    def raw(self) -> str:
-        """The body as it stands."""
-        return "\n".join(self.lines).strip("\n")
-
-    @property
     def body(self) -> str:
         """The body as plain Markdown."""
         return join(convert_blocks(self.page, self.lines, self.body_line))
-
-    def define(self, text: str, numbered: str = "") -> None:
-        """Let the directive's own label stand for `text`."""
-        label = self.options.get("label") or self.options.get("name")
-        self.page.define(label, text, numbered)
 
 
 def fold(title: str, body: str) -> str:
@@ -308,16 +289,8 @@ def quote(text: str) -> str:
 
 def admonition(block: Block) -> str:
     """A quotation with a bold title, or a fold."""
-    title = block.title or "More"
-    if block.name in ADMONITIONS:
-        title = "See also" if block.name == "seealso" else block.name.capitalize()
-        if block.argument:
-            # Of these, MyST takes what stands after the name as the first line of the body.
-            block.lines.insert(0, block.argument)
-            block.body_line -= 1
-    body = block.body
-    folded = block.name in ("dropdown", "toggle")
-    if folded or "dropdown" in block.options.get("class", ""):
+    title, body = block.title, block.body
+    if block.options.get("class") == "dropdown":
         return fold(title, body)
     return quote(f"**{title}.** {body}" if re.match(r"[\w(*]", body) else f"**{title}**\n\n{body}")
 
@@ -325,7 +298,7 @@ def admonition(block: Block) -> str:
 def exercise(block: Block) -> str:
     """A bold number, the title, and the text."""
     number = block.page.number("Exercise")
-    block.define(number)
+    block.page.define(block.options.get("label"), number)
     title = f"**{number}. {block.title}**" if block.argument else f"**{number}.**"
     return f"{title}\n\n{block.body}".strip()
 
@@ -333,11 +306,10 @@ def exercise(block: Block) -> str:
 def solution_title(block: Block) -> str:
     """ "Solution to exercise 2", by the label that a solution names."""
     target = block.page.book.targets.get(block.argument)
-    block.define("the solution")
     if not target:
         # Not yet defined in the first pass, missing in the second.
         return block.page.problem(block.line, f"no exercise has the label {block.argument!r}")
-    return f"Solution to {target.numbered[:1].lower()}{target.numbered[1:]}"
+    return f"Solution to {target.text[:1].lower()}{target.text[1:]}"
 
 
 def solution_start(block: Block) -> str:
@@ -354,84 +326,14 @@ def solution_end(block: Block) -> str:
     return "</details>"
 
 
-def picture(block: Block) -> str:
-    """An image by its address in the repository, and its caption."""
-    alt = block.options.get("alt", "")
-    if not alt:
-        block.page.problem(block.line, "a picture needs `:alt:`, saying what is seen")
-    path = resolve(block.page.name, block.argument)
-    image = f"![{alt}]({block.page.book.file(path)})"
-    if block.name == "image":
-        return image
-    number = block.page.number("Figure")
-    caption = block.body
-    block.define(caption.split("\n\n")[0] or number, number)
-    return f"{image}\n\n**{number}.** {caption}".strip()
-
-
-def math_block(block: Block) -> str:
-    """A formula."""
-    return f"$$\n{block.raw}{equation_tag(block.page, block.options.get('label'))}\n$$"
-
-
-def table(block: Block) -> str:
-    """The table under its title."""
-    number = block.page.number("Table")
-    block.define(block.title or number, number)
-    return f"**{number}.** {block.title}\n\n{block.body}"
-
-
-def code_block(block: Block) -> str:
-    """A plain fence."""
-    return f"```{block.argument}\n{block.raw}\n```"
-
-
-def titled(block: Block) -> str:
-    """A bold title, if there is one, and the body."""
-    return f"**{block.title}**\n\n{block.body}" if block.argument else block.body
-
-
-def glossary(block: Block) -> str:
-    """A list of terms: MyST gives each on a line of its own, its definition indented below."""
-    entries = []
-    for line in block.lines:
-        if line.strip() and not line.startswith((" ", "\t")):
-            entries.append(f"- **{line.strip()}**:")
-        elif line.strip():
-            entries[-1] += " " + convert_inline(block.page, line.strip(), block.line)
-    return "\n".join(entries)
-
-
-def bibliography(block: Block) -> str:
-    """What the page has cited so far."""
-    entries = block.page.book.references
-    keys = sorted(set(block.page.cited) & set(entries), key=lambda key: authors(entries[key]))
-    return "\n".join(
-        f"- {linked_citation(entries[key], authors(entries[key]) + ', {year}')}: "
-        f"*{plain(entries[key].fields['title'])}*."
-        for key in keys
-    )
-
-
 DIRECTIVES: dict[str, Callable[[Block], str]] = {
-    **dict.fromkeys([*ADMONITIONS, "admonition", "dropdown", "toggle"], admonition),
+    "admonition": admonition,
     "exercise": exercise,
     "exercise-start": exercise,
     "exercise-end": lambda block: "",
     "solution": lambda block: fold(solution_title(block), block.body),
     "solution-start": solution_start,
     "solution-end": solution_end,
-    "figure": picture,
-    "image": picture,
-    "math": math_block,
-    "table": table,
-    **dict.fromkeys(["code", "code-block"], code_block),
-    **dict.fromkeys(["margin", "sidebar", "epigraph"], lambda block: quote(titled(block))),
-    **dict.fromkeys(["tab-set", "grid"], lambda block: block.body),
-    **dict.fromkeys(["tab-item", "grid-item", "grid-item-card", "card"], titled),
-    "glossary": glossary,
-    "bibliography": bibliography,
-    "tableofcontents": lambda block: "",
 }
 
 
@@ -451,25 +353,17 @@ def convert_inline(page: Page, text: str, line: int) -> str:
 
 
 def convert_links(page: Page, text: str, line: int) -> str:
-    """Text without code: links to pages, labels and files of the repository get their address."""
+    """Text without code: links to pages get their address."""
     if raw := RAW.search(text):
         page.problem(line, f"{raw[0]} would stand raw in the notebook; write it out")
 
     def replace(match: re.Match[str]) -> str:
-        target = match["target"]
-        if re.match(r"^(https?:|mailto:)", target):
+        path = match["target"].partition("#")[0]
+        if match[0][0] != "!" and re.match("https?:|mailto:", path):
             return match[0]
-        if match["image"]:
-            return f"![{match['text']}]({page.book.file(resolve(page.name, target))})"
-        path, _, anchor = target.partition("#")
-        if path.endswith(".md"):
+        if match[0][0] != "!" and path.endswith(".md"):
             return document(page, path.removesuffix(".md"), match["text"], line)
-        if not path:
-            label = anchor if anchor in page.book.targets else f"{page.name}#{anchor}"
-            return reference(page, label, match["text"], line)
-        if target in page.book.targets:
-            return reference(page, target, match["text"], line)
-        return f"[{match['text']}]({page.book.file(resolve(page.name, target))})"
+        return page.problem(line, UNKNOWN.format(f"link {match[0]}"))
 
     return LINK.sub(replace, text)
 
@@ -479,33 +373,19 @@ def convert_role(page: Page, match: re.Match[str], line: int) -> str:
     name, body = match["role"], match["body"]
     titled_body = TITLED.match(body)
     text, target = (titled_body["text"], titled_body["target"]) if titled_body else ("", body)
-    if name in ("ref", "numref"):
-        return reference(page, target, text, line, numbered=name == "numref")
+    if name == "ref":
+        return reference(page, target, text, line)
     if name == "eq":
         return reference(page, target, "", line)
     if name == "doc":
         return document(page, target, text, line)
-    if name in ("cite", "cite:p", "cite:t"):
+    if name in ("cite", "cite:t"):
         return citation(page, body, line, in_text=name == "cite:t")
     if name == "term":
         return f"*{text or target}*"
-    if name == "math":
-        return f"${body}$"
-    if name == "abbr":
-        return body
-    if name in ("sub", "sup", "kbd"):
-        return f"<{name}>{body}</{name}>"
-    if name == "code":
-        return f"`{body}`"
-    if name == "download":
-        return f"[{text or target}]({page.book.file(resolve(page.name, target))})"
-    if name.removeprefix("py:") in ("func", "class", "meth", "mod", "attr", "data", "obj", "exc"):
+    if name in ("func", "class", "meth"):
         return f"`{text or (target.split('.')[-1] if target[0] == '~' else target)}`"
-    return page.problem(
-        line,
-        f"the role {{{name}}} is not known to tools/plain_markdown.py: use another one, or teach "
-        "it what a notebook shows instead",
-    )
+    return page.problem(line, UNKNOWN.format(f"role {{{name}}}"))
 
 
 def resolve(page: str, path: str) -> str:
@@ -529,18 +409,13 @@ def document(page: Page, path: str, text: str, line: int) -> str:
     return f"[{text or page.book.titles[name]}]({page.book.link(name)})"
 
 
-def reference(page: Page, label: str, text: str, line: int, *, numbered: bool = False) -> str:
+def reference(page: Page, label: str, text: str, line: int) -> str:
     """The words for a label; a link if it is on another page."""
     target = page.book.targets.get(label)
     if not target:
         return page.problem(line, f"nothing has the label {label!r}")
-    words = target.numbered if numbered else text or target.text
-    if numbered and text:
-        number = target.numbered.split()[-1]
-        words = text.replace("%s", number).replace("{number}", number)
-    if target.page == page.name:
-        return words
-    return f"[{words}]({page.book.link(target.page)})"
+    words = text or target.text
+    return words if target.page == page.name else f"[{words}]({page.book.link(target.page)})"
 
 
 def plain(tex: str) -> str:
@@ -571,7 +446,6 @@ def citation(page: Page, keys: str, line: int, *, in_text: bool) -> str:
         if not entry:
             page.problem(line, f"book/references.bib has no {key!r}")
             continue
-        page.cited.append(key)
         year = " ({year})" if in_text else ", {year}"
         found.append(linked_citation(entry, authors(entry) + year))
     return " and ".join(found) if in_text else f"({'; '.join(found)})"

@@ -2,9 +2,9 @@
 
 A page as they write it shows nothing before its `<head>` has come: all pictures of its widgets, in
 one script of up to a megabyte, the widgets' code, and a library of icons. On a slow line that is
-fifteen seconds. `text_first` lets all that come after the text. Two things it drops: fonts that
-would be fetched first of all, and thebe, which would run cells on another host and for which the
-book has no button.
+fifteen seconds. `text_first` lets all that come after the text; the theme has no setting for it.
+Two things it drops: fonts that would be fetched first of all, and thebe, which would run cells on
+another host and for which the book has no button.
 """
 
 import re

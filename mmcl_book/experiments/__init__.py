@@ -1,1 +1,1 @@
-"""What the book trains, and how: used live by its chapters, and with many seeds by `python -m mmcl_book record`."""
+"""What the book trains, and how: used live by its chapters, and with many seeds by its records."""

@@ -27,7 +27,6 @@ from mmcl_core.data.shapes import SYNONYMS
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import summary as measures
 from mmcl_core.methods import FDT
-from mmcl_core.methods.fdt import codebook_usage
 from mmcl_core.training import fit
 
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -218,27 +217,20 @@ def reconstructions(
 def codebook(method: FDT | CodeCLIP) -> dict[str, float]:
     """How pictures and captions use their codebook, among the test scenes.
 
-    - "image active", "image used", "image perplexity", and of captions: see `codebook_usage`;
-    - "shared, own": the weight that a picture and its caption have in common, the sum of the
-      smaller weight of each entry; "shared, other": that of a picture and another caption;
+    - what `fdt.usage` gives;
     - "agreement" and "agreement, chance": the median over entries of the share of their patches
       that lie on what their commonest word names (`tokens.agreement`); "entries with a word": of
       how many entries.
     """
     test = comparison.scenes(comparison.TESTED, small.TEST_SEED)
-    weights = weights_of(method, test)
-    measured: dict[str, float] = {}
-    for name, of in weights.items():
-        for what, value in codebook_usage(of)._asdict().items():
-            measured[f"{name} {what}"] = float(value)
-    for whose, caption in (("own", weights["caption"]), ("other", weights["caption"].roll(1, 0))):
-        measured[f"shared, {whose}"] = float(torch.minimum(weights["image"], caption).sum(1).mean())
+    measured = fdt.usage(weights_of(method, test))
     patches, words = (calls(method, test, name) for name in comparison.MODALITIES)
     agreed = tokens.agreement(test, patches, tokens.under(test, patches), words)
-    for what, share in (("agreement", agreed.share), ("agreement, chance", agreed.base)):
-        measured[what] = float(share.double().median()) if len(share) else 0.0
-    measured["entries with a word"] = float(len(agreed.token))
-    return measured
+    return measured | {
+        "agreement": fdt.median(agreed.share),
+        "agreement, chance": fdt.median(agreed.base),
+        "entries with a word": float(len(agreed.token)),
+    }
 
 
 def weights_of(method: FDT | CodeCLIP, data: ShapesCaptions) -> dict[str, Tensor]:

@@ -248,9 +248,9 @@ def _pointing(method: nn.Module) -> dict[str, float]:
 
 
 def _tokens(method: FDT) -> dict[str, float]:
-    image, caption = fdt.weights_of(method, scenes(TESTED, small.TEST_SEED)).values()
-    shared = {"tokens in common": caption, "tokens in common, other": caption.roll(1, 0)}
-    return {name: float(torch.minimum(image, of).sum(1).mean()) for name, of in shared.items()}
+    weights = fdt.weights_of(method, scenes(TESTED, small.TEST_SEED))
+    own, other = fdt.in_common(weights["image"], weights["caption"])
+    return {"tokens in common": own, "tokens in common, other": other}
 
 
 class Spoken(nn.Module):

@@ -6,6 +6,7 @@ to its object, and whether the patches and the words that call a token mean the 
 the same encoders stands beside.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from mmcl_book.experiments import small, structure, tokens
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.groups import first_captions
 from mmcl_core.encoders import CaptionEncoder
-from mmcl_core.evaluation import embed_all, pointing_game, recall_at_k
+from mmcl_core.evaluation import embed_all, pointing_game
 from mmcl_core.evaluation import summary as measures
 from mmcl_core.methods import CLIP, FDT
 from mmcl_core.methods.fdt import Cooling, codebook_usage
@@ -150,11 +151,8 @@ def measure(trained: Trained) -> dict[str, float]:
 
 
 def codebook(method: FDT, test: ShapesCaptions) -> dict[str, float]:
-    """How the tokens are used, and what they mean.
+    """How the tokens are used (`usage`), and what they mean.
 
-    - "image active", "image used", "image perplexity", and of captions: see `codebook_usage`;
-    - "shared, own": the weight that a picture and its caption have in common, the sum of the
-      smaller weight of each token; "shared, other": that of a picture and another caption;
     - "recall, other padding" and "caption active, other padding": of the same model, asked with
       the other rule for padding;
     - "calls on background": share of the calls by patches;
@@ -165,13 +163,7 @@ def codebook(method: FDT, test: ShapesCaptions) -> dict[str, float]:
     - "tokens of colour" and so on: number of tokens that agree in colour most, and by 0.5 at least;
     - "tokens judged" and "tokens with a word": of how many tokens the medians are.
     """
-    weights, measured = weights_of(method, test), {}
-    for name, of in weights.items():
-        for what, value in codebook_usage(of)._asdict().items():
-            measured[f"{name} {what}"] = float(value)
-    for whose, caption in (("own", weights["caption"]), ("other", weights["caption"].roll(1, 0))):
-        in_common = torch.minimum(weights["image"], caption).sum(1)
-        measured[f"shared, {whose}"] = float(in_common.mean())
+    measured = usage(weights_of(method, test))
     chosen = method.heads["caption"].padding
     set_padding(method, "zero" if chosen == "exclude" else "exclude")
     other = weights_of(method, test)
@@ -187,13 +179,41 @@ def codebook(method: FDT, test: ShapesCaptions) -> dict[str, float]:
         measured[f"tokens of {name}"] = float(speaking.sum())
     return measured | {
         "calls on background": float((values["shape"] < 0).double().mean()),
-        "purity": _median(pure.best),
-        "purity, shuffled": _median(by_chance.best),
-        "agreement": _median(agreed.share),
-        "agreement, chance": _median(agreed.base),
+        "purity": median(pure.best),
+        "purity, shuffled": median(by_chance.best),
+        "agreement": median(agreed.share),
+        "agreement, chance": median(agreed.base),
         "tokens judged": float(len(pure.token)),
         "tokens with a word": float(len(agreed.token)),
     }
+
+
+def usage(weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """How a codebook is used by pictures and captions.
+
+    - "image active", "image used", "image perplexity", and of captions: see `codebook_usage`;
+    - "shared, own" and "shared, other": see `in_common`.
+
+    Args:
+        weights: float [N, C] of each modality.
+    """
+    measured = {
+        f"{name} {what}": float(value)
+        for name, of in weights.items()
+        for what, value in codebook_usage(of)._asdict().items()
+    }
+    own, other = in_common(weights["image"], weights["caption"])
+    return measured | {"shared, own": own, "shared, other": other}
+
+
+def in_common(image: Tensor, caption: Tensor) -> tuple[float, float]:
+    """The weight that a picture and its caption have in common, and a picture and another caption.
+
+    That is the sum of the smaller weight of each entry, the mean over N samples of weights [N, C].
+    """
+    pairs = (torch.minimum(image, of) for of in (caption, caption.roll(1, 0)))
+    own, other = (float(smaller.sum(1).mean()) for smaller in pairs)
+    return own, other
 
 
 def weights_of(method: FDT, data: ShapesCaptions) -> dict[str, Tensor]:
@@ -224,8 +244,7 @@ def set_padding(method: FDT, padding: Any) -> None:
 def recall(data: ShapesCaptions, image: Tensor, caption: Tensor) -> float:
     """Recall@1 of unit vectors [N, D], the mean of both directions; the same words are right."""
     groups = first_captions(data)
-    pairs = (image, caption), (caption, image)
-    return sum(recall_at_k(*pair, groups=groups) for pair in pairs) / 2
+    return sum(small.there_and_back(image, caption, groups)) / 2
 
 
 def bags(method: CLIP) -> float:
@@ -244,6 +263,6 @@ def run(seed: int, **config: Any) -> dict[str, float]:
     return measure(train(seed, **config))
 
 
-def _median(values: Tensor) -> float:
-    """0 of nothing."""
+def median(values: Tensor) -> float:
+    """Of [K] numbers; 0 of nothing."""
     return float(values.double().median()) if len(values) else 0.0

@@ -16,7 +16,6 @@ from mmcl_core.evaluation import (
     cone,
     embed_all,
     modality_gap,
-    recall_at_k,
     shift_gap,
     uniformity,
 )
@@ -101,9 +100,8 @@ def shifted(
         temperature: of the loss, over all N pairs as one batch.
     """
     x, y = shift_gap(image, caption, 1 - distance / modality_gap(image, caption))
-    there, back = recall_at_k(x, y, groups=groups), recall_at_k(y, x, groups=groups)
     loss = clip_loss(x, y, torch.tensor(1 / temperature), groups=groups).item()
-    return (there + back) / 2, loss
+    return sum(small.there_and_back(x, y, groups)) / 2, loss
 
 
 def embed_both(method: nn.Module, data: ShapesCaptions) -> tuple[Tensor, Tensor]:

@@ -155,8 +155,7 @@ def measure(method: nn.Module) -> dict[str, float]:
     test = scenes(1000, small.TEST_SEED)
     image, caption = (embed_all(method, test, (name,)) for name in ("image", "caption"))
     means = test.meaning()
-    there = recall_at_k(image, caption, groups=means)
-    back = recall_at_k(caption, image, groups=means)
+    there, back = small.there_and_back(image, caption, means)
     measured = {
         "image_to_caption": there,
         "caption_to_image": back,

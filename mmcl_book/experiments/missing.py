@@ -134,7 +134,7 @@ def measure(trained: Trained) -> dict[str, float]:
     for each but the complete one, "cosine" and "cosine of others" of its embedding and the complete
     one. For each modality: accuracy "without image 0.25" where a quarter of the samples miss it,
     and "image alone @3", the accuracy of its own head after epoch 3. For blending: "weight" and
-    "ratio" (|dO/dG|, up to 99) of each head at the end of each super-epoch. And "chance".
+    "ratio" (`|dO/dG|`, up to 99) of each head at the end of each super-epoch. And "chance".
     """
     method, test, labels = trained.method, trained.test, trained.labels
     found = trained.found[-1]

@@ -15,7 +15,6 @@ from mmcl_book.experiments.gap import embed_both
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.groups import first_captions
 from mmcl_core.data.noise import unseen_words, with_unseen_words
-from mmcl_core.evaluation import recall_at_k
 from mmcl_core.methods import CLIP
 
 DETAIL, COUNT = 3, 2  # of the captions; names in each that has some
@@ -58,8 +57,7 @@ def measure(trained: Trained) -> dict[str, float]:
     for name, test in {"plain": plain, "with names": named}.items():
         image, caption = embed_both(trained.method, test)
         groups = first_captions(test)
-        there = recall_at_k(image, caption, groups=groups)
-        measured[f"recall, {name}"] = (there + recall_at_k(caption, image, groups=groups)) / 2
+        measured[f"recall, {name}"] = sum(small.there_and_back(image, caption, groups)) / 2
     measured["captions tied"] = tied(caption, unseen_words(named.sentences[:, 0], named.tokenizer))
     return measured
 

@@ -12,6 +12,7 @@ from mmcl_core.evaluation import (
     missing_modality,
     partial_to_complete,
 )
+from mmcl_core.evaluation.missing import closeness
 from mmcl_core.methods import LateFusion
 from mmcl_core.training import Progress
 
@@ -75,14 +76,7 @@ def measure(trained: Trained, found: MissingModality) -> dict[str, float]:
         measured |= {f"cosine, {name}": close.same, f"cosine of others, {name}": close.other}
     for epoch, seen in enumerate(trained.seen):
         for modality in modalities:
-            same, other = cosines(seen[(modality,)], seen[modalities])
-            measured[f"cosine, {modality} @{epoch}"] = same
-            measured[f"cosine of others, {modality} @{epoch}"] = other
+            close = closeness(seen[(modality,)], seen[modalities])
+            measured[f"cosine, {modality} @{epoch}"] = close.same
+            measured[f"cosine of others, {modality} @{epoch}"] = close.other
     return measured
-
-
-def cosines(part: Tensor, whole: Tensor) -> tuple[float, float]:
-    """Mean cosine of rows of one number, and of rows of different ones: unit vectors [N, D]."""
-    same = float((part.double() * whole.double()).sum())
-    every = float(part.double().sum(0) @ whole.double().sum(0))  # of all pairs, from two sums
-    return same / len(whole), (every - same) / (len(whole) * (len(whole) - 1))

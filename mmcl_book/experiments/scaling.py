@@ -20,7 +20,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "2 processes": {"processes": 2},
     "4 processes": {"processes": 4},
 }
-SECONDS = 300  # after which a run counts as hanging; it takes about 15
+SECONDS = 1800  # after which a run counts as hanging; it takes about 15
 
 
 def run(seed: int, processes: int = 1, size: int = scaling_worker.BATCH) -> dict[str, float]:

@@ -204,7 +204,7 @@ def measure(seed: int, size: int = BATCH) -> dict[str, float]:
 def compared(
     name: str, found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
-    """Of gradients g, against g1 of one process: "error, NAME", |g - g1| / |g1|; "cosine, NAME";
+    """Of gradients g, against g1 of one process: "error, NAME", `|g - g1| / |g1|`; "cosine, NAME";
     and "scale, NAME", the gradient of the logarithm of the scale as a multiple of the right one.
     """
     (maps, scale), (true_maps, true_scale) = found, expected

@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmcl_core.checkpoints import History
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import Augment, paraphrase
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
+from mmcl_core.evaluation import recall_at_k
 from mmcl_core.methods import CLIP
 from mmcl_core.training import fit
 
@@ -41,6 +43,18 @@ def new_clip(data: ShapesCaptions, seed: int, **settings: Any) -> CLIP:
     """A CLIP with the first weights of that seed; `settings` as for `CLIP`. Seeds torch."""
     torch.manual_seed(seed)
     return CLIP(image_encoder(), caption_encoder(data), dim=DIM, **settings)
+
+
+def there_and_back(image: Tensor, caption: Tensor, groups: Tensor) -> tuple[float, float]:
+    """Recall@1 of pictures among captions, and of captions among pictures: unit vectors [N, D].
+
+    Args:
+        image: of the pictures.
+        caption: of their captions.
+        groups: int64 [N]; what has the same number is correct, too.
+    """
+    there = recall_at_k(image, caption, groups=groups)
+    return there, recall_at_k(caption, image, groups=groups)
 
 
 def train(

@@ -26,7 +26,6 @@ from mmcl_book.figures.style import (
     YELLOW,
     house_style,
 )
-from mmcl_book.figures.table import SortableTable, sortable_table
 from mmcl_book.figures.tokens import token_card, tokens_of_scene
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
     "YELLOW",
     "Arrow",
     "Box",
-    "SortableTable",
     "bars",
     "circles",
     "curve_panels",
@@ -61,7 +59,6 @@ __all__ = [
     "scenes",
     "scorecard",
     "similarity_and_map",
-    "sortable_table",
     "spheres",
     "token_card",
     "tokens_of_scene",

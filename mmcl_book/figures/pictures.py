@@ -51,7 +51,6 @@ def overlays(
     title: str,
     columns: int = 4,
     outlines: Tensor | None = None,
-    points: Tensor | None = None,
     label: str = "",
     width: float = 7.5,
 ) -> Figure:
@@ -67,7 +66,6 @@ def overlays(
         title: the finding.
         columns: pictures in a row.
         outlines: bool [N, H, W], regions to draw the outline of; one may be empty.
-        points: [N, 2], row and column in pixels, to mark with a cross.
         label: what the colours are, with unit.
         width: inches.
 
@@ -80,8 +78,6 @@ def overlays(
         raise ShapeError(f"expected a caption for each of {n} pictures, got {len(captions)}")
     if outlines is not None:
         _check(f"outlines [N, {tall}, {wide}]", outlines, 3, n, tall, wide)
-    if points is not None:
-        _check("points [N, 2]", points, 2, n, 2)
     side = 0.75  # inches for the colour bar
     figure, axes = _grid(n, captions, title, columns, width - side, room=side)
     values = _array(maps)
@@ -98,13 +94,6 @@ def overlays(
             x, y = np.arange(-1, wide + 1), np.arange(-1, tall + 1)
             lines = axis.contour(x, y, inside, [0.5], colors="white", linewidths=1.3)
             lines.set(path_effects=edge, clip_on=False)
-        if points is not None:
-            row, column = _array(points[i])
-            edge = [patheffects.withStroke(linewidth=3.5, foreground="black")]
-            axis.plot(
-                column, row, "x", color="white", markersize=7, markeredgewidth=1.8,
-                path_effects=edge, clip_on=False,
-            )  # fmt: skip
         axis.set(xlim=frame[:2], ylim=frame[2:])
     boxes = [axis.get_position() for axis in axes]
     low, high = min(box.y0 for box in boxes), max(box.y1 for box in boxes)

@@ -16,8 +16,6 @@ def scorecard(
     *,
     places: Mapping[str, Sequence[float | None]],
     title: str,
-    scale: tuple[str, str] = ("as guessing", "the best"),
-    digits: int = 2,
     size: tuple[float, float] = (8.4, 3.8),
 ) -> Figure:
     """Numbers in cells, the darker the better; a cell without a number is hatched.
@@ -25,10 +23,8 @@ def scorecard(
     Args:
         rows: R names, such as those of methods.
         columns: name of a column -> R numbers to write.
-        places: name of a column -> R places to colour, 0 at the light end and 1 at the dark one.
+        places: name of a column -> R places to colour, from 0, as guessing, to 1, the best.
         title: the finding.
-        scale: what the light and the dark end of the colours are.
-        digits: after the point.
         size: inches.
     """
     figure, axis = plt.subplots(figsize=size)
@@ -45,7 +41,7 @@ def scorecard(
             axis.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=fill, edgecolor="white"))
             ink = "white" if at > 0.6 else "#222222"
             axis.text(
-                x + 0.5, y + 0.5, f"{value:.{digits}f}", ha="center", va="center", color=ink,
+                x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", color=ink,
                 fontsize=10,
             )  # fmt: skip
     axis.set(xlim=(0, len(columns)), ylim=(len(rows), 0), title=title)
@@ -58,6 +54,6 @@ def scorecard(
     ends = plt.cm.ScalarMappable(cmap=colours)
     ends.set_clim(-0.05 / 0.8, 1 + 0.15 / 0.8)
     bar = figure.colorbar(ends, ax=axis, shrink=0.8, pad=0.02, boundaries=np.linspace(0, 1, 101))
-    bar.set_ticks([0, 1], labels=list(scale))
+    bar.set_ticks([0, 1], labels=["as guessing", "the best"])
     bar.outline.set_visible(False)
     return figure

@@ -66,13 +66,13 @@ def product_of_experts(experts: Sequence[Gaussian]) -> Gaussian:
 
 
 def kl_to_prior(of: Gaussian) -> Tensor:
-    """KL(q || N(0, 1)) of each sample in nats, [B], in closed form; at least 0."""
+    """`KL(q || N(0, 1))` of each sample in nats, [B], in closed form; at least 0."""
     mean, log_variance = of
     return (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
 
 
 def picture_log_likelihood(decoded: Tensor, pictures: Tensor, std: float) -> Tensor:
-    """log p(picture | z) in nats, [B]: each number of a picture normal around the decoded one.
+    """`log p(picture | z)` in nats, [B]: each number of a picture normal around the decoded one.
 
     Args:
         decoded: [B, 3, H, W].
@@ -95,7 +95,7 @@ def words_there(captions: Tensor, vocabulary: int) -> Tensor:
 
 
 def words_log_likelihood(logits: Tensor, there: Tensor) -> Tensor:
-    """log p(caption | z) in nats, [B]: each word of the vocabulary is there or not, by itself.
+    """`log p(caption | z)` in nats, [B]: each word of the vocabulary is there or not, by itself.
 
     Args:
         logits: [B, V - 4], of each word being there.
@@ -164,7 +164,7 @@ class MultimodalVAE(nn.Module):
         caption_encoder: returns `Encoded` for `batch["caption"]`; has a `width` and a `vocabulary`.
         hidden: width Z of the hidden vector.
         pixel_std: standard deviation of a number of a picture around the decoded one, above 0.
-        caption_weight: what log p(caption | z) is multiplied by, above 0. A picture has thousands
+        caption_weight: what `log p(caption | z)` is multiplied by, above 0. A picture has thousands
             of numbers and a caption a few words; with 1, nearly all of the gradient is the
             picture's. With another weight, the bound is no longer one of the likelihood.
     """
@@ -200,6 +200,7 @@ class MultimodalVAE(nn.Module):
                 f"a caption encoder with a `vocabulary`; got {size} and {vocabulary}"
             )
         self.vocabulary, self.pixel_std = vocabulary, pixel_std
+        self.caption_weight = caption_weight
         self.weights = {"image": 1.0, "caption": caption_weight}
         self.encoders = nn.ModuleDict({"image": image_encoder, "caption": caption_encoder})
         self.posteriors = nn.ModuleDict(
@@ -272,7 +273,7 @@ class MultimodalVAE(nn.Module):
         return self.decode(self.posterior_mean(batch), modality)
 
     def _likelihoods(self, z: Tensor, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-        """log p(x_m | z) of each of the names, [B] each, without weights."""
+        """`log p(x_m | z)` of each of the names, [B] each, without weights."""
         found = {}
         if "image" in names:
             found["image"] = picture_log_likelihood(
@@ -311,8 +312,8 @@ class MVAE(MultimodalVAE):
         what the hidden vector means to both.
 
         Returns:
-            "total"; and of the ELBO of both, in nats a sample, "image" and "caption" (log p(x | z),
-            no weights) and "kl".
+            "total"; and of the ELBO of both, in nats a sample, "image" and "caption"
+            (`log p(x | z)`, no weights) and "kl".
 
         Raises:
             MissingModalityError: one of the two is not there.
@@ -353,7 +354,7 @@ class MMVAE(MultimodalVAE):
 
         Returns:
             "total"; and means over the experts, in nats a sample, "image" and "caption"
-            (log p(x | z), no weights) and "kl".
+            (`log p(x | z)`, no weights) and "kl".
 
         Raises:
             MissingModalityError: one of the two is not there.

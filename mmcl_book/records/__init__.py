@@ -3,19 +3,19 @@
 from mmcl_book.records.reading import (
     Interval,
     Record,
+    RecordError,
     fetch_record,
     interval,
     load_record,
-    next_run,
     read_record,
 )
 
 __all__ = [
     "Interval",
     "Record",
+    "RecordError",
     "fetch_record",
     "interval",
     "load_record",
-    "next_run",
     "read_record",
 ]

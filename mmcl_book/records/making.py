@@ -5,13 +5,18 @@ An experiment is a module with two names:
 - `CONDITIONS`: the name of each condition, as a page prints it, and its keyword arguments;
 - `run(seed, **config)`: trains, measures, and returns the measures by name. It seeds torch's
   generator itself, and does not read `CONDITIONS`.
+
+It is ours: papermill and DVC run a step as a whole, and know no seeds of conditions to go on with.
 """
 
+import importlib
 import json
 import math
 import os
 import platform
+import re
 import shlex
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -19,47 +24,42 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from mmcl_book.experiments import (
-    alternatives,
-    comparison,
-    fdt,
-    gap,
-    gmc,
-    granularity,
-    mct,
-    missing,
-    moco,
-    noise,
-    pointing,
-    scaling,
-    structure,
-)
-from mmcl_book.records.fingerprint import LIBRARIES, fingerprint
-from mmcl_book.records.reading import Record, load_record
+from mmcl_book import experiments
+from mmcl_book.records.fingerprint import ROOT, fingerprint
+from mmcl_book.records.reading import Record, RecordError, load_record
 from mmcl_core import __version__
-from mmcl_core.cli.runs import write_whole
-from mmcl_core.errors import MMCLError, RecordError
+from mmcl_core.errors import MMCLError
+from mmcl_core.files import write_whole
 
-EXPERIMENTS: dict[str, ModuleType] = {
-    "gap": gap,
-    "granularity": granularity,
-    "noise": noise,
-    "structure": structure,
-    "missing": missing,
-    "moco": moco,
-    "mct": mct,
-    "fdt": fdt,
-    "pointing": pointing,
-    "gmc": gmc,
-    "comparison": comparison,
-    "alternatives": alternatives,
-    "scaling": scaling,
-}
+SEEDS = tuple(range(5))  # of the records of the book
+LIBRARIES = ("torch", "numpy", "scikit-learn")  # whose versions may change a number
+# Measures of the machine itself, which differ from run to run.
+OF_THE_MACHINE = re.compile(r"(seconds|mebibytes)\b")
+# How far a run may lie from the recorded one of its seed, and confirm it: the last of six digits.
+SAME = 2e-5
+# The modules with `CONDITIONS`, found without importing them.
+EXPERIMENTS = tuple(
+    sorted(
+        path.stem
+        for path in Path(experiments.__path__[0]).glob("*.py")
+        if re.search(r"^CONDITIONS\b", path.read_text("utf-8"), re.M)
+    )
+)
+
+
+def experiment(name: str) -> Any:
+    """The module of an experiment.
+
+    Raises:
+        MMCLError: there is no such experiment.
+    """
+    if name not in EXPERIMENTS:
+        raise MMCLError(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    return importlib.import_module(f"{experiments.__name__}.{name}")
 
 
 def make_record(
@@ -100,15 +100,13 @@ def make_record(
             return known
     if known:
         _take_over(known, record, say)
-    out.parent.mkdir(parents=True, exist_ok=True)
     _write(partial, record)
-    experiment, todo = EXPERIMENTS[name], record.missing()
+    todo = record.missing()
     total = len(record.seeds) * len(record.conditions)
     for i, (condition, seed) in enumerate(todo, total - len(todo) + 1):
         start = time.perf_counter()
-        values = experiment.run(seed, **experiment.CONDITIONS[condition])
+        record.results[condition][seed] = _run(record, condition, seed)
         seconds = time.perf_counter() - start
-        record.results[condition][seed] = _checked(values, record, condition, seed)
         record.seconds[condition][seed] = round(seconds, 2)
         _write(partial, record)
         say(f"{name} {i}/{total}: {condition}, seed {seed}: {seconds:.1f} s{_left(record)}")
@@ -117,24 +115,103 @@ def make_record(
     return record
 
 
+def confirm_record(name: str, out: str | Path, say: Callable[[str], object] = print) -> Record:
+    """Runs the first seed of each condition again; where all agrees, the code is taken for as good.
+
+    For a change of the code that should change no number, on a machine of the kind that made the
+    record. Every measure but `OF_THE_MACHINE` must be as it was, up to `SAME` of 1 or of itself.
+    The record then has today's code and versions, and says by which seed that was confirmed.
+
+    Args:
+        name: one of `EXPERIMENTS`.
+        out: the record, which is complete.
+        say: is told what goes on, one line a run.
+
+    Raises:
+        MMCLError: there is no such experiment.
+        RecordError: a value is another one, or there are other conditions, and the record is stale;
+            `out` is left as it is.
+    """
+    out = Path(out)
+    record = load_record(out)
+    today = _nothing_yet(name, record.seeds, out)
+    if (record.experiment, record.conditions) != (name, today.conditions) or record.missing():
+        raise RecordError(
+            f"{out}: expected all conditions of {name} as they are today; only what has all of "
+            "them can be confirmed. Make the record again, without --confirm"
+        )
+    seed = record.seeds[0]
+    for i, (condition, recorded) in enumerate(record.results.items(), 1):
+        values = _run(record, condition, seed)
+        differ = [
+            f"{measure} {values[measure]:.6g}, recorded {value:.6g}"
+            for measure, value in recorded[seed].items()
+            if not OF_THE_MACHINE.match(measure)
+            and not math.isclose(values[measure], value, rel_tol=SAME, abs_tol=SAME)
+        ]
+        if differ:
+            raise RecordError(
+                f"{name}, {condition}, seed {seed}: {'; '.join(differ)}. The record is stale: make "
+                f"it again, without --confirm; or this machine ({machine()}) is of another kind "
+                f"than that of the record ({'; '.join(record.made['machines'])})"
+            )
+        say(f"{name} {i}/{len(record.conditions)}: {condition}, seed {seed}: as recorded")
+    kept = ("date", "commit", "machines")
+    record.made.update({key: of for key, of in today.made.items() if key not in kept})
+    record.made["confirmed"] = f"{today.made['date']} at {today.made['commit']}, by seed {seed}"
+    _write(out, record)
+    return record
+
+
+def why_stale(name: str, record: Record) -> list[str]:
+    """In what a record is not that of today's code, conditions and `SEEDS`; empty if in nothing."""
+    module = experiment(name)
+    found = {
+        "code": record.made["code"] != fingerprint(Path(module.__file__)),
+        "conditions": record.conditions != json.loads(json.dumps(module.CONDITIONS)),
+        "seeds": record.seeds != list(SEEDS),
+    }
+    return [what for what, differs in found.items() if differs]
+
+
+def planned(name: str, seeds: Sequence[int], out: str | Path) -> tuple[int, float]:
+    """How many runs `make_record` would begin, and about how many seconds these take.
+
+    The seconds are those of the runs in `out`, also where it is stale; 0 where there are none.
+    """
+    out = Path(out)
+    record = _nothing_yet(name, list(seeds), out)
+    for path in (out.with_name(f"{out.name}.partial"), out):
+        if known := _usable(path, record, lambda _: None):
+            _take_over(known, record, lambda _: None)
+            break
+    todo = record.missing()
+    return len(todo), _seconds(todo, load_record(out) if out.exists() else record)
+
+
+def _run(record: Record, condition: str, seed: int) -> dict[str, float]:
+    """One run, with six digits of each measure."""
+    module = experiment(record.experiment)
+    return _checked(module.run(seed, **module.CONDITIONS[condition]), record, condition, seed)
+
+
 def _nothing_yet(name: str, seeds: list[int], out: Path) -> Record:
     """The record before the first run."""
-    if name not in EXPERIMENTS:
-        raise MMCLError(f"there is no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    module = experiment(name)
     if not seeds or len(set(seeds)) < len(seeds):
         raise MMCLError(f"expected some seeds, each once; got {seeds}")
     if out.is_dir():
         raise MMCLError(f"{out}: expected a file to write, found a folder")
     shown = out.name if out.is_absolute() else out.as_posix()
     words = ["python", "-m", "mmcl_book", "record", name, "--seeds", *map(str, seeds)]
-    module = EXPERIMENTS[name]
     made = {
         "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
         "python": platform.python_version(),
         "mmcl_core": __version__,
         **{library: version(library) for library in LIBRARIES},
         "machines": [machine()],
-        "code": fingerprint(Path(str(module.__file__))),
+        "code": fingerprint(Path(module.__file__)),
     }
     conditions = json.loads(json.dumps(module.CONDITIONS))  # as it will be read again
     empty: dict[str, dict[int, Any]] = {condition: {} for condition in conditions}
@@ -159,7 +236,7 @@ def _usable(path: Path, record: Record, say: Callable[[str], object]) -> Record 
             f"{path} is of the experiment {known.experiment}, not {record.experiment}; take "
             "another --out"
         )
-    if known.made["code"] != record.made["code"]:
+    if any(known.made.get(what) != record.made[what] for what in ("code", *LIBRARIES)):
         say(f"{path}: made by other code or versions; beginning afresh")
         return None
     return known
@@ -188,6 +265,8 @@ def _take_over(known: Record, record: Record, say: Callable[[str], object]) -> N
                 record.seconds[condition][seed] = known.seconds[condition][seed]
     machines = [*known.made["machines"], *record.made["machines"]]
     record.made["machines"] = list(dict.fromkeys(machines))
+    if "confirmed" in known.made:
+        record.made["confirmed"] = known.made["confirmed"]
 
 
 def _checked(
@@ -223,16 +302,37 @@ def _write(path: Path, record: Record) -> None:
 
 def _left(record: Record) -> str:
     """How long the missing runs will take, from the seconds of those that are done."""
-    means = {c: mean(of.values()) for c, of in record.seconds.items() if of}
-    seconds = sum(means.get(c, mean(means.values())) for c, _ in record.missing())
-    return f"; about {math.ceil(seconds / 60) or 1} min left" if record.missing() else ""
+    minutes = math.ceil(_seconds(record.missing(), record) / 60) or 1
+    return f"; about {minutes} min left" if record.missing() else ""
+
+
+def _seconds(todo: Sequence[tuple[str, int]], known: Record) -> float:
+    """Of these runs, as those of their conditions took that are known, or else of any."""
+    means = {c: mean(of.values()) for c, of in known.seconds.items() if of}
+    return sum(means.get(c, mean(means.values())) for c, _ in todo) if means else 0.0
+
+
+def commit() -> str:
+    """The commit of the code, with "-dirty" where files differ from it; "unknown" without git."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    try:
+        if (ROOT / ".git").exists():  # not a repository that this is installed into
+            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+            return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return "unknown"
 
 
 def machine() -> str:
-    """The processor, its cores, and the threads that torch uses; nothing that names the host."""
+    """The processor, its instructions, cores and torch's threads; nothing that names the host.
+
+    Two of one name may round differently: the instructions tell.
+    """
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         fields = (line.partition(":") for line in cpuinfo.read_text("utf-8").splitlines())
         name = next((value.strip() for key, _, value in fields if "model name" in key), name)
-    return f"{name}, cores: {os.cpu_count()}, threads: {torch.get_num_threads()}"
+    torch_uses = f"{torch.backends.cpu.get_cpu_capability()}, threads: {torch.get_num_threads()}"
+    return f"{name}, cores: {os.cpu_count()}, {torch_uses}"

@@ -12,20 +12,35 @@ A page reads numbers from a record, and checks that its own live run agrees with
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
-from mmcl_core.cli.runs import write_whole
-from mmcl_core.errors import MMCLError, RecordError
+from scipy.special import stdtrit
+
+from mmcl_core.errors import MMCLError
+from mmcl_core.files import write_whole
 
 # How far a live value may lie from the recorded ones whatever their spread: an accuracy that was
 # the same in all seeds may still differ by some pictures on another machine.
 ALWAYS_ALLOWED = 0.01
+FALSE_ALARMS = 0.01  # of the calls of `check_live` whose run is as good as a further seed
+
+# The measures that are shares, by how their names begin; all others may be any number.
+SHARES = re.compile(
+    r"(accuracy|agreement|bags|calibration error|calls on background|caption_to_image|chance|colour"
+    r"|confidence|found|image_to_caption|paraphrase|pointing|position|probe|recall|same tags|shape"
+    r"|shared|size|texture|told|tokens in common|two tags|weight|without|\w+ alone @)\b"
+)
+
+
+class RecordError(MMCLError):
+    """A record of many runs is missing, broken or stale, or has no such condition or measure."""
 
 
 class Interval(NamedTuple):
@@ -36,36 +51,42 @@ class Interval(NamedTuple):
     high: float
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float], *, share: bool = False) -> Interval:
     """The mean and its 95 % confidence interval, by Student's t with n - 1 degrees of freedom.
 
-    Raises:
-        MMCLError: there are fewer than two values, or one is not finite.
-    """
-    half = _quantile(values, 0.95) * stdev(values) / math.sqrt(len(values))
-    return Interval(mean(values), mean(values) - half, mean(values) + half)
-
-
-def next_run(values: Sequence[float]) -> Interval:
-    """The mean, and the interval that one more run falls into with a probability of 99.9 %.
-
-    Student's t times s * sqrt(1 + 1/n), and `ALWAYS_ALLOWED`.
+    Args:
+        values: at least two, of one seed each.
+        share: they lie in [0, 1], and so does the interval: t is laid around the logit of the mean,
+            and the ends are brought back. That keeps its 95 % near 0 and 1 too, better than an
+            interval that is cut there; a bootstrap of three seeds would hold 75 %.
 
     Raises:
-        MMCLError: there are fewer than two values, or one is not finite.
+        MMCLError: there are fewer than two values, or one is not finite, or not a share.
     """
-    half = _quantile(values, 0.999) * stdev(values) * math.sqrt(1 + 1 / len(values))
-    half += ALWAYS_ALLOWED + 1e-5 * abs(mean(values))  # records have six digits
-    return Interval(mean(values), mean(values) - half, mean(values) + half)
+    _check(values, share)
+    centre = mean(values)
+    half = _quantile(len(values) - 1, 0.95) * stdev(values) / math.sqrt(len(values))
+    if not share or half == 0:
+        return Interval(centre, centre - half, centre + half)
+    odds, half = centre / (1 - centre), half / (centre * (1 - centre))
+    return Interval(centre, *(1 / (1 + math.exp(-z) / odds) for z in (-half, half)))
 
 
-def _quantile(values: Sequence[float], level: float) -> float:
-    """Of Student's t: so many standard errors to both sides hold that share of it."""
-    from scipy.special import stdtrit
+def is_share(measure: str) -> bool:
+    """Whether a measure is a share of something, in [0, 1], by its name."""
+    return SHARES.match(measure) is not None
 
+
+def _check(values: Sequence[float], share: bool) -> None:
     if len(values) < 2 or not all(map(math.isfinite, values)):
         raise MMCLError(f"an interval needs at least 2 values, all finite; got {list(values)}")
-    return float(stdtrit(len(values) - 1, (1 + level) / 2))
+    if share and not all(0 <= value <= 1 for value in values):
+        raise MMCLError(f"shares lie in [0, 1]; got {list(values)}")
+
+
+def _quantile(degrees: int, level: float) -> float:
+    """Of Student's t: so many standard errors to both sides hold that share of it."""
+    return float(stdtrit(degrees, (1 + level) / 2))
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +95,7 @@ class Record:
 
     experiment: str
     command: str
-    made: dict[str, Any]  # date, python, versions, machines, code (a fingerprint)
+    made: dict[str, Any]  # date, commit, python, versions, machines, code (a fingerprint)
     conditions: dict[str, dict[str, Any]]  # name: configuration
     seeds: list[int]
     results: dict[str, dict[int, dict[str, float]]]  # condition: seed: measure: value
@@ -106,14 +127,52 @@ class Record:
             )
         return [self.results[condition][seed][measure] for seed in self.seeds]
 
-    def interval(self, condition: str, measure: str) -> Interval:
-        """The mean over the seeds, and its 95 % confidence interval.
+    def interval(self, condition: str, *measures: str) -> Interval:
+        """The mean over the seeds, and its 95 % confidence interval; see `interval`.
+
+        Of several measures, that of their mean.
 
         Raises:
             RecordError: there is no such condition or measure.
             MMCLError: there is one seed only.
         """
-        return interval(self.values(condition, measure))
+        columns = [self.values(condition, measure) for measure in measures]
+        means = [mean(row) for row in zip(*columns, strict=True)]
+        return interval(means, share=all(map(is_share, measures)))
+
+    def next_run(self, condition: str, measure: str, level: float = 0.999) -> Interval:
+        """The mean over the seeds, and the range in which one more run of a condition is accepted.
+
+        A further run lies within t s sqrt(1 + 1/n) of the mean of n seeds. The deviation s is
+        pooled over all conditions of the record: from three seeds alone it would be so uncertain
+        that t is 31.6, and any recall would do. Also accepted is what has been recorded, however
+        far apart the seeds of this condition lie, and `ALWAYS_ALLOWED` to both sides. The range of
+        a share ends at 0 and 1.
+
+        Where some conditions fall over with some seeds and others never, the pooled deviation is
+        too small for the first: no page should train such a condition live.
+
+        Args:
+            condition: that of the run.
+            measure: its name.
+            level: the probability with which a further run is accepted.
+
+        Raises:
+            RecordError: there is no such condition or measure.
+            MMCLError: there is one seed only.
+        """
+        values = self.values(condition, measure)
+        _check(values, is_share(measure))
+        groups = [self.values(c, measure) for c in self.conditions if measure in self.measures(c)]
+        degrees = sum(len(group) - 1 for group in groups)
+        pooled = sum((len(group) - 1) * variance(group) for group in groups) / degrees
+        half = _quantile(degrees, level) * math.sqrt(pooled * (1 + 1 / len(values)))
+        centre = mean(values)
+        more = ALWAYS_ALLOWED + 1e-5 * abs(centre)  # records have six digits
+        low, high = min(centre - half, *values) - more, max(centre + half, *values) + more
+        if is_share(measure):
+            low, high = max(low, 0.0), min(high, 1.0)
+        return Interval(centre, low, high)
 
     def check_live(
         self,
@@ -124,10 +183,11 @@ class Record:
     ) -> None:
         """Checks that one more run agrees with the recorded ones.
 
-        Each value must lie where a further run does with a probability of 99.9 % (`next_run`). A
-        page checks tens of numbers, so that with 95 % every page would fail. On the machine of the
-        record the live run is one of the recorded ones, and always passes; on another one, with
-        other rounding, it is as good as a further seed.
+        On the machine of the record the live run is one of the recorded ones, and always passes. On
+        another one, with other rounding, it is at worst as good as a further seed: then about one
+        call in 100 is a false alarm, however many measures it checks (`FALSE_ALARMS`, shared among
+        them: each of ten must lie where a further run does with a probability of 99.9 %, each of
+        fifty with 99.98 %). Rounding moves most measures by less than a seed does.
 
         Args:
             condition: that of the live run.
@@ -137,11 +197,12 @@ class Record:
         Raises:
             RecordError: a value lies outside; or the record has no such condition or measure.
         """
+        names = list(measured if names is None else names)
         outside = []
-        for name in measured if names is None else names:
+        for name in names:
             if name not in measured:
                 raise RecordError(f"the live run has no measure {name!r}; it has {list(measured)}")
-            of = next_run(self.values(condition, name))
+            of = self.next_run(condition, name, 1 - FALSE_ALARMS / len(names))
             if not of.low <= measured[name] <= of.high:
                 outside.append(f"{name} {measured[name]:.6g}, not in {of.low:.6g} to {of.high:.6g}")
         if outside:
@@ -165,6 +226,7 @@ class Record:
             "runs": f"{len(seconds)}, of {len(self.conditions)} conditions; "
             f"{sum(seconds) / 60:.1f} minutes in all",
             "date": self.made["date"],
+            **{name: self.made[name] for name in ("commit", "confirmed") if name in self.made},
             "versions": ", ".join(f"{name} {self.made[name]}" for name in versions),
             "machine": "; ".join(self.made["machines"]),
         }
@@ -221,7 +283,6 @@ def fetch_record(name: str, url: str) -> None:
     except (OSError, HTTPException, UnicodeDecodeError) as error:
         raise RecordError(f"{url}: cannot be fetched ({error}); put it into {path}") from error
     _parse(text, url)
-    path.parent.mkdir(exist_ok=True)
     write_whole(path, text)
 
 

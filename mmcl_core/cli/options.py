@@ -1,4 +1,7 @@
-"""What can be typed after `python -m mmcl_core`, and what its help says."""
+"""What can be typed after `python -m mmcl_core`, and what its help says.
+
+By argparse: typer would save a hundred lines, and be one more thing to install.
+"""
 
 import argparse
 from collections.abc import Callable

@@ -8,7 +8,6 @@
 import contextlib
 import inspect
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from mmcl_core.data import CaptionFolder, ShapesCaptions, WordTokenizer
 from mmcl_core.distributed import world_size
 from mmcl_core.errors import CheckpointError
 from mmcl_core.evaluation import summary as measures
+from mmcl_core.files import write_whole
 
 DATA_SEED = 0  # of the scenes that are trained on
 METHODS = {**recipes.RECIPES, "fusion": recipes.fusion}
@@ -150,13 +150,3 @@ def recorded(run: Run, data: Any, folder: Path) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # someone else has put something there
                     folder.rmdir()
         raise
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Finding pictures by words: with a trained run, any folder of pictures becomes an index.
 
-What `python -m mmcl_core embed` and `search` do, in Python:
+What `python -m mmcl_core embed` and `search` do, in Python::
+
     from mmcl_core.data import PictureFolder
     from mmcl_core.evaluation import embed_all
     from mmcl_core.cli.search import load_run
@@ -28,12 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.checkpoints import load_checkpoint
+from mmcl_core.checkpoints import load_checkpoint, read_checkpoint
 from mmcl_core.cli.runs import DATA_SEED, Run, read_run
 from mmcl_core.data.pictures import PictureFolder, as_images, decode
 from mmcl_core.data.tokenizer import WordTokenizer, split_words
 from mmcl_core.errors import DataError, MMCLError, ShapeError
 from mmcl_core.evaluation import embed_all
+from mmcl_core.files import new_file
 
 _FORMAT = "mmcl_core.PictureIndex.1"
 
@@ -72,12 +74,10 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
     folder = Path(folder)
     run, path = read_run(folder), folder / "checkpoint.pt"
     kind = _kind(run, folder)
+    # A temperature that cools has its steps from the number of samples.
+    kind.samples = read_checkpoint(path).settings.get("samples", 1)
     method = run.recipe(kind).method
     saved = load_checkpoint(path, method)
-    # A temperature that cools has its steps from the number of samples, which is known only now.
-    kind.samples = saved.settings.get("samples", 1)
-    state, method = method.state_dict(), run.recipe(kind).method
-    method.load_state_dict(state)
     return TrainedRun(
         folder=folder.resolve(),
         method=method.eval(),
@@ -138,25 +138,16 @@ class PictureIndex:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one file in NumPy's format npz, whole or not at all; makes a missing folder."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(
-                    file,
-                    format=_FORMAT,
-                    run=str(self.run),
-                    checkpoint=self.checkpoint,
-                    pictures=str(self.pictures),
-                    names=np.array(self.names),
-                    embeddings=self.embeddings.numpy(),
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with new_file(path) as file:
+            np.savez(
+                file,
+                format=_FORMAT,
+                run=str(self.run),
+                checkpoint=self.checkpoint,
+                pictures=str(self.pictures),
+                names=np.array(self.names),
+                embeddings=self.embeddings.numpy(),
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PictureIndex:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from mmcl_core.data.archives import unpack
-from mmcl_core.data.download import download
+from mmcl_core.errors import DataError, MMCLError
+from mmcl_core.files import new_folder
 
 
 class Archive(NamedTuple):
-    """An archive on the net, and what has to be known of it before it is fetched."""
+    """A zip archive on the net, the sum that vouches for its content, and what we want of it."""
 
     url: str
     sha256: str
-    size: int  # bytes
     folder: str  # the folder in it that is wanted
-    unpacked: int  # bytes that this folder may have at most
-    files: int  # members that the archive may have at most
 
 
-# Sizes and sums as in the list of TensorFlow Datasets (url_checksums/coco.txt); several public
+# The sums are as in the list of TensorFlow Datasets (url_checksums/coco.txt); several public
 # projects that fetched the files by themselves have the same ones. The address is http, as there:
 # it is the sum that vouches for the content. For the archives of Flickr8k we found only MD5 sums in
 # more than one place, and such a sum can be forged; so there is no entry for them.
@@ -29,18 +27,12 @@ COCO_VAL2017 = (
     Archive(
         "http://images.cocodataset.org/zips/val2017.zip",
         "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
-        815_585_330,
         folder="val2017",
-        unpacked=10**9,
-        files=6_000,
     ),
     Archive(
         "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
         "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
-        252_907_541,
         folder="annotations",
-        unpacked=2 * 10**9,
-        files=20,
     ),
 )
 
@@ -53,7 +45,8 @@ def fetch_coco(
 ) -> Path:
     """Fetches the 5,000 captioned photographs of COCO's val2017, about 1 GB, for `CaptionFolder`.
 
-    What is there already is not fetched again; what was stopped goes on. The photographs belong to
+    Needs pooch, which comes with ``mmcl_core[book]``. A folder that is there already is not fetched
+    again; an archive that is cut off is fetched anew by the next call. The photographs belong to
     the people who took them; see the terms of use on the site of COCO.
 
     Args:
@@ -65,23 +58,45 @@ def fetch_coco(
         `root`.
 
     Raises:
-        DataError: see `download` and `unpack`.
+        DataError: an archive cannot be fetched, is not the one with this sum, or has no such
+            folder; nothing of it is then left.
+        MMCLError: pooch is not installed.
     """
+    try:
+        import pooch  # here, so that the library works without it
+    except ImportError as error:
+        raise MMCLError(
+            'fetch_coco: expected pooch, which is not installed; pip install "mmcl_core[book]"'
+        ) from error
     root = Path(root)
     for archive in archives:
-        folder = root / archive.folder
-        if folder.is_dir():
+        if (root / archive.folder).is_dir():
             continue
-        file = root / archive.url.rpartition("/")[2]
-        download(
-            archive.url, file, sha256=archive.sha256, most_bytes=archive.size, progress=progress
-        )
-        unpack(
-            file,
-            folder,
-            inside=archive.folder,
-            most_bytes=archive.unpacked,
-            most_files=archive.files,
-        )
-        file.unlink()
+        with new_folder(root / archive.folder) as part:
+            try:
+                name = archive.url.rpartition("/")[2]
+                known = f"sha256:{archive.sha256}"
+                file = pooch.retrieve(archive.url, known, name, root, progressbar=progress)
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{archive.url}: expected the file with the SHA-256 {archive.sha256}, which "
+                    f"cannot be had ({error}); call again, or put it into {root} yourself"
+                ) from error
+            _unzip(Path(file), archive.folder, part)
+        os.remove(file)
     return root
+
+
+def _unzip(file: Path, folder: str, part: Path) -> None:
+    """Unpacks what lies in one folder of an archive, without the name of that folder.
+
+    The sum is known, so nothing in it is a surprise; `zipfile` itself lets no name lead outside.
+    """
+    with zipfile.ZipFile(file) as packed:
+        wanted = [one for one in packed.infolist() if one.filename.startswith(f"{folder}/")]
+        if not wanted:
+            raise DataError(f"{file}: expected the folder {folder}/ in it, got none")
+        for one in wanted:
+            if not one.is_dir():
+                one.filename = one.filename.removeprefix(f"{folder}/")
+                packed.extract(one, part)

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from mmcl_core.data.archives import new_folder
 from mmcl_core.data.captions import COLUMNS, read_table
 from mmcl_core.data.shapes import ShapesCaptions
 from mmcl_core.data.tokenizer import split_words
 from mmcl_core.errors import DataError, MMCLError
+from mmcl_core.files import new_folder
 
 _SIDEWAYS = 6  # the EXIF tag "turn by a quarter, clockwise"
 _ORIENTATION = 0x0112
@@ -62,7 +62,7 @@ def draw_folder(
         list(dict.fromkeys(scenes.text(i, s) for s in range(scenes.sentences.shape[1])))
         for i in range(n)
     ]
-    with new_folder(Path(root)) as part:
+    with new_folder(root) as part:
         pictures = part / ("Images" if layout == "flickr" else "drawn")
         pictures.mkdir()
         for i, (name, pixels) in enumerate(zip(names, scenes.images, strict=True)):

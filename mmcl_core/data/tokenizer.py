@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mmcl_core.errors import DataError, MMCLError, ShapeError
+from mmcl_core.files import write_whole
 
 PAD, START, END, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -202,21 +203,9 @@ class WordTokenizer:
         return " ".join(words)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the tokenizer as JSON.
-
-        The file is written whole under another name in the same folder and then renamed, so that a
-        stop half-way leaves an earlier file as it was.
-        """
-        path = Path(path)
+        """Writes the tokenizer as JSON, whole or not at all; makes a missing folder."""
         content = {"format": _FILE_FORMAT, "max_length": self.max_length, "words": self._words}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(
-                json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-            )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WordTokenizer:

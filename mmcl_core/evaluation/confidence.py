@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.errors import ShapeError, check_count
 from mmcl_core.evaluation.checks import _labels, _matrix
 
 
@@ -28,8 +28,8 @@ def calibration(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Calibratio
     """Confidence, accuracy and the expected calibration error, ECE.
 
     Predictions are put into bins of equal width by their confidence; the error is the mean over
-    bins of |accuracy - confidence|, weighted by the number of samples (Guo et al., "On Calibration
-    of Modern Neural Networks", ICML 2017, Eq. 3).
+    bins of `|accuracy - confidence|`, weighted by the number of samples (Guo et al., "On
+    Calibration of Modern Neural Networks", ICML 2017, Eq. 3).
 
     Args:
         logits: float [N, C].
@@ -47,8 +47,7 @@ def calibration(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Calibratio
             f"expected labels [{len(x)}] from 0 to {x.shape[1] - 1}; got {list(y.shape)} up to "
             f"{int(y.max())}"
         )
-    if bins < 1:
-        raise MMCLError(f"bins must be at least 1; got {bins}")
+    bins = check_count("bins", bins)
     sure, predicted = x.softmax(dim=1).max(dim=1)
     right = (predicted == y).double()
     # A bin holds its upper edge: a confidence of 1 is in the last one.

@@ -1,16 +1,17 @@
 """What a training step costs, in seconds and in memory."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from mmcl_core.batches import Batch
-from mmcl_core.errors import MMCLError
+from mmcl_core.errors import MMCLError, check_count
+from mmcl_core.modules import random_state_kept, training
 
 
 class StepCost(NamedTuple):
@@ -28,8 +29,8 @@ def step_costs(
 
     All take their steps in turn, round after round, so that a busy machine slows all alike: compare
     the seconds of one call, and only these. The memory is that of PyTorch's tensors, and the same
-    on every run. Weights are not changed by an optimiser; queues and schedules move on, and random
-    states are as before.
+    on every run. Weights are not changed by an optimiser; queues and schedules move on; modes and
+    random states are as before.
 
     Args:
         methods: name -> a method and a batch that its `loss` takes.
@@ -38,14 +39,14 @@ def step_costs(
     Raises:
         MMCLError: fewer than one round, or no method.
     """
-    if rounds < 1 or not methods:
-        raise MMCLError(f"expected methods and at least 1 round; got {len(methods)} and {rounds}")
-    modes = {name: method.training for name, (method, _) in methods.items()}
+    rounds = check_count("rounds", rounds)
+    if not methods:
+        raise MMCLError("expected at least one method; got none")
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     memory: dict[str, float] = {}
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept(), contextlib.ExitStack() as modes:
         for name, (method, batch) in methods.items():
-            method.train()
+            modes.enter_context(training(method))
             _step(method, batch)  # makes what is made once
             memory[name] = _peak(method, batch)
         for _ in range(rounds):
@@ -57,7 +58,6 @@ def step_costs(
     costs = {}
     for name, (method, _) in methods.items():
         method.zero_grad(set_to_none=True)
-        method.train(modes[name])
         trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
         costs[name] = StepCost(statistics.median(seconds[name]), memory[name], trained)
     return costs

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, Batched, Data
-from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
+from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError, check_count
 from mmcl_core.evaluation.checks import _matrix
+from mmcl_core.modules import evaluating, taking
 
 
 def embed_all(
@@ -21,9 +22,10 @@ def embed_all(
     """Embeds all samples, in order, in eval mode and without gradients.
 
     Args:
-        method: has `embed(batch) -> [B, D]`. Its train or eval mode is afterwards as before.
+        method: has `embed(batch) -> [B, D]`. Modes and random states are afterwards as before.
         data: a data set (see `Batched`), or one batch of any size.
-        modalities: the keys of the batch that `embed` is given; no others.
+        modalities: the keys of the batch that `embed` is given; no others. Floats come in the type
+            of the method's parameters, such as float64 or bfloat16.
         batch_size: samples embedded at once.
         device: where to embed; the method is moved there. None is where the method is.
 
@@ -49,37 +51,24 @@ def _rows(
     """What `method.<verb>(batch)` gives for all samples, as float32 [N, D] on the CPU."""
     if isinstance(modalities, str) or not modalities:
         raise MMCLError(f"expected modalities such as ('image',); got {modalities!r}")
-    if batch_size < 1:
-        raise MMCLError(f"batch_size must be at least 1; got {batch_size}")
+    batch_size = check_count("batch_size", batch_size)
     if not callable(getattr(method, verb, None)):
         raise MMCLError(f"method must have {verb}(batch); {type(method).__name__} has none")
-    place = _place(method)
-    apply = getattr(method, verb)
-    modes = [(module, module.training) for module in method.modules()]
-    method.eval()
-    rows = []
-    try:
-        with torch.no_grad():
-            for batch in _batches(data, batch_size):
-                if absent := [name for name in modalities if name not in batch]:
-                    raise MissingModalityError(
-                        f"expected {list(modalities)}; the data has no "
-                        f"{' and no '.join(absent)}, only {sorted(batch)}"
-                    )
-                x = apply({m: batch[m].to(place, non_blocking=True) for m in modalities})
-                size = len(batch[modalities[0]])
-                if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != size:
-                    found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-                    raise ShapeError(f"method.{verb} must return [{size}, D]; got {found}")
-                rows.append(x.float().cpu())
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    apply, take, rows = getattr(method, verb), taking(method), []
+    with evaluating(method):
+        for batch in _batches(data, batch_size):
+            if absent := [name for name in modalities if name not in batch]:
+                raise MissingModalityError(
+                    f"expected {list(modalities)}; the data has no "
+                    f"{' and no '.join(absent)}, only {sorted(batch)}"
+                )
+            x = apply(take({m: batch[m] for m in modalities}))
+            size = len(batch[modalities[0]])
+            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) != size:
+                found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise ShapeError(f"method.{verb} must return [{size}, D]; got {found}")
+            rows.append(x.float().cpu())
     return torch.cat(rows)
-
-
-def _place(method: nn.Module) -> torch.device:
-    return next((p.device for p in method.parameters()), torch.device("cpu"))
 
 
 def _batches(data: Data | Batch, batch_size: int) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmcl_core.batches import Batch, Data
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.evaluation.checks import _check_classes, _labels, _matrix, _unit
-from mmcl_core.evaluation.embedding import _place, _rows, embed_all
+from mmcl_core.evaluation.embedding import _rows, embed_all
 from mmcl_core.evaluation.probes import _chance, _fit_probe
 
 
@@ -49,7 +49,7 @@ def missing_modality(
     """Classifies test samples of which only some modalities are there, for every choice of them.
 
     The classifier learned from complete samples, and is the same for every choice (as in GMC:
-    Poklukar et al., ICML 2022). The method's mode and the random state are afterwards as before.
+    Poklukar et al., ICML 2022). Modes and random states are afterwards as before.
 
     Args:
         method: embeds every non-empty subset of `modalities`.
@@ -81,25 +81,24 @@ def missing_modality(
     if y.ndim != 1 or truth.ndim != 1:
         raise ShapeError(f"expected labels [N] and [M]; got {list(y.shape)}, {list(truth.shape)}")
     _check_classes(y, truth)
-    place, predictions = _place(method), {}
-    with torch.random.fork_rng([place] if place.type == "cuda" else []):
-        if classifier == "probe":
-            x = embed_all(method, train, modalities, batch_size=batch_size)
-            predict, converged = _fit_probe(x, _labels(train_y, x, "train_y"), C, max_iter)
-            verb = "embed"
-        else:
-            verb, predict, converged = "logits", _largest, True
-        for size in range(1, len(modalities) + 1):
-            for present in itertools.combinations(modalities, size):
-                rows = _rows(method, verb, test, present, batch_size)
-                rows = _matrix(rows, f"{verb} of {' and '.join(present)}")
-                _labels(test_y, rows, "test_y")  # one for each sample
-                if classifier == "own" and truth.max() >= rows.shape[1]:
-                    raise MMCLError(
-                        f"expected test labels from 0 to {rows.shape[1] - 1}, the classes of the "
-                        f"method; got up to {int(truth.max())}"
-                    )
-                predictions[present] = predict(rows)
+    predictions = {}
+    if classifier == "probe":
+        x = embed_all(method, train, modalities, batch_size=batch_size)
+        predict, converged = _fit_probe(x, _labels(train_y, x, "train_y"), C, max_iter)
+        verb = "embed"
+    else:
+        verb, predict, converged = "logits", _largest, True
+    for size in range(1, len(modalities) + 1):
+        for present in itertools.combinations(modalities, size):
+            rows = _rows(method, verb, test, present, batch_size)
+            rows = _matrix(rows, f"{verb} of {' and '.join(present)}")
+            _labels(test_y, rows, "test_y")  # one for each sample
+            if classifier == "own" and truth.max() >= rows.shape[1]:
+                raise MMCLError(
+                    f"expected test labels from 0 to {rows.shape[1] - 1}, the classes of the "
+                    f"method; got up to {int(truth.max())}"
+                )
+            predictions[present] = predict(rows)
     accuracy = {
         present: (found == truth).double().mean().item() for present, found in predictions.items()
     }
@@ -187,15 +186,28 @@ def partial_to_complete(
             f"expected at least two modalities such as ('image', 'tags'), each once; got "
             f"{modalities!r}"
         )
-    whole = _unit(embed_all(method, data, modalities, batch_size=batch_size), "embeddings").double()
-    closeness, n = {}, len(whole)
+    whole = embed_all(method, data, modalities, batch_size=batch_size)
+    return {
+        present: closeness(embed_all(method, data, present, batch_size=batch_size), whole)
+        for size in range(1, len(modalities))
+        for present in itertools.combinations(modalities, size)
+    }
+
+
+def closeness(part: Tensor, whole: Tensor) -> Closeness:
+    """Mean cosines of partial and complete embeddings.
+
+    Args:
+        part: unit vectors [N, D].
+        whole: those of the same samples, [N, D].
+
+    Raises:
+        ShapeError: fewer than two samples.
+    """
+    x, y = (_unit(each, "embeddings").double() for each in (part, whole))
+    n = len(y)
     if n < 2:
         raise ShapeError("expected at least two samples, to have another one; got one")
-    for size in range(1, len(modalities)):
-        for present in itertools.combinations(modalities, size):
-            part = embed_all(method, data, present, batch_size=batch_size)
-            part = _unit(part, "embeddings").double()
-            same = (part * whole).sum().item()
-            every = (part.sum(0) @ whole.sum(0)).item()  # of all pairs, from two sums
-            closeness[present] = Closeness(same / n, (every - same) / (n * (n - 1)))
-    return closeness
+    same = (x * y).sum().item()
+    every = (x.sum(0) @ y.sum(0)).item()  # of all pairs, from two sums
+    return Closeness(same / n, (every - same) / (n * (n - 1)))

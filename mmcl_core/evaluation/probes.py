@@ -1,6 +1,5 @@
 """Linear probes: what a linear classifier reads from frozen features."""
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.errors import ShapeError, check_count, check_number
 from mmcl_core.evaluation.checks import _check_classes, _labels, _matrix
 
 
@@ -89,8 +88,7 @@ def _fit_probe(
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    if not 0 < C < math.inf or max_iter < 1:
-        raise MMCLError(f"C must be above 0 and max_iter at least 1; got {C} and {max_iter}")
+    C, max_iter = check_number("C", C, "(0, inf)"), check_count("max_iter", max_iter)
     x = x.double().cpu()
     mean, std = x.mean(0), x.std(0, correction=0)
     # A constant column differs from its mean by rounding only: do not blow that up.

@@ -83,7 +83,8 @@ def zero_shot(
     of_class = torch.arange(len(classes)).repeat_interleave(
         torch.tensor([len(texts) for texts in sentences])
     )
-    sums = torch.zeros(len(classes), each.shape[1]).index_add_(0, of_class, _unit(each, "prompts"))
+    sums = each.new_zeros(len(classes), each.shape[1])
+    sums.index_add_(0, of_class, _unit(each, "prompts"))
     # The direction of a sum is that of the mean. Sentences that cancel leave only rounding.
     scores = x @ _unit(sums, "class embeddings", smallest=1e-6).T
     predictions = scores.argmax(1)

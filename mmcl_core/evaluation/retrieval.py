@@ -1,13 +1,17 @@
-"""Retrieval: is the right caption among the nearest?"""
+"""Retrieval: is the right caption among the nearest?
+
+It is ours: torchmetrics breaks ties by the order of the keys, and knows no captions that mean the
+same.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import overload
 
 import torch
 from torch import Tensor
 
-from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.errors import MMCLError, ShapeError, check_count
 from mmcl_core.evaluation.checks import _BLOCK, _told, _unit
 
 # Cosines nearer than this are ties: float32 products of the same two rows differ by as much.
@@ -61,8 +65,8 @@ def recall_at_k(
             "expected queries [N, D] and keys [M, D] of one width, type and device; got "
             f"{_told(queries)} and {_told(keys)}"
         )
-    ks = [k] if isinstance(k, int) else list(k)
-    if not ks or not all(isinstance(each, int) and 1 <= each <= len(key) for each in ks):
+    ks = [check_count("k", each) for each in (k if isinstance(k, Iterable) else [k])]
+    if not ks or max(ks) > len(key):
         raise MMCLError(f"k must be from 1 to the number of keys, {len(key)}; got {k}")
     query_groups, key_groups = _group_pair(groups, len(q), len(key), q.device)
     lost = ~torch.isin(query_groups, key_groups)
@@ -80,7 +84,7 @@ def recall_at_k(
         ranks.append(((scores >= best - TIE) & ~correct).sum(1))
     rank = torch.cat(ranks)
     recalls = {each: (rank < each).double().mean().item() for each in ks}
-    return recalls[k] if isinstance(k, int) else recalls
+    return recalls if isinstance(k, Iterable) else recalls[ks[0]]
 
 
 def _group_pair(

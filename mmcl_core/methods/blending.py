@@ -24,8 +24,9 @@ import torch
 from torch import nn
 
 from mmcl_core.batches import Batch
-from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.errors import MMCLError, ShapeError, check_count
 from mmcl_core.methods.fusion import LateFusion
+from mmcl_core.modules import evaluating, taking
 
 Losses = Mapping[str, tuple[float, float]]  # head -> (training loss, validation loss)
 
@@ -33,7 +34,7 @@ FLOOR = 0.01  # nats; a measured loss is rarely known better than that
 
 
 def overfitting_to_generalisation(earlier: Losses, later: Losses) -> dict[str, float]:
-    """|dO / dG| of each head between two checkpoints (section 3 of the paper); lower is better.
+    """`|dO / dG|` of each head between two checkpoints (section 3 of the paper); lower is better.
 
     It is infinite where the validation loss is as before. It has no sign: where the validation
     loss rose, a low ratio is nothing good.
@@ -54,7 +55,7 @@ def overfitting_to_generalisation(earlier: Losses, later: Losses) -> dict[str, f
 def blending_weights(earlier: Losses, later: Losses, *, floor: float = FLOOR) -> dict[str, float]:
     """Weights with sum 1, proportional to dG_k / dO_k^2 (Proposition 1 of the paper).
 
-    A head whose validation loss did not fall gets 0. A |dO| below `floor` counts as `floor`: a
+    A head whose validation loss did not fall gets 0. A `|dO|` below `floor` counts as `floor`: a
     head that happens to overfit by nothing would else take all the weight.
 
     Args:
@@ -91,7 +92,7 @@ def head_losses(
     """Mean loss of each head on training and validation samples, in eval mode, without gradients.
 
     Args:
-        method: its train or eval mode is afterwards as before.
+        method: modes and random states are afterwards as before.
         train: one batch of any size, with `label`. A few hundred fixed samples do.
         validation: likewise, of samples that it is not trained on.
         batch_size: samples in one pass.
@@ -102,16 +103,11 @@ def head_losses(
     Raises:
         MMCLError: a batch is empty, or `method.loss` refuses it.
     """
-    modes = [(module, module.training) for module in method.modules()]
-    method.eval()
-    try:
-        with torch.no_grad():
-            on_train, on_validation = (
-                _mean_losses(method, each, batch_size) for each in (train, validation)
-            )
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    batch_size = check_count("batch_size", batch_size)
+    with evaluating(method):
+        on_train, on_validation = (
+            _mean_losses(method, each, batch_size) for each in (train, validation)
+        )
     return {name: (on_train[name], on_validation[name]) for name in on_train}
 
 
@@ -173,10 +169,9 @@ class GradientBlending:
         floor: float = FLOOR,
         batch_size: int = 256,
     ) -> None:
-        if not isinstance(every, int) or every < 1:
-            raise MMCLError(f"every must be a whole number of epochs, at least 1; got {every!r}")
         _check_floor(floor)
-        self.train, self.validation, self.every = train, validation, every
+        self.train, self.validation = train, validation
+        self.every = check_count("every", every)
         self.floor, self.batch_size = floor, batch_size
         self.history: list[Measurement] = []
 
@@ -238,12 +233,11 @@ def _changes(earlier: Losses, later: Losses) -> dict[str, tuple[float, float]]:
 
 def _mean_losses(method: LateFusion, batch: Batch, batch_size: int) -> dict[str, float]:
     size = max((len(value) for value in batch.values()), default=0)
-    if size < 1 or batch_size < 1:
-        raise ShapeError(f"expected samples, one at once or more; got {size}, {batch_size} at once")
-    sums = dict.fromkeys(method.heads, 0.0)
+    if size < 1:
+        raise ShapeError("expected at least one sample; got 0")
+    sums, take = dict.fromkeys(method.heads, 0.0), taking(method)
     for i in range(0, size, batch_size):
-        part = {name: x[i : i + batch_size].to(method.fill.device) for name, x in batch.items()}
-        parts = method.loss(part)
+        parts = method.loss(take({name: x[i : i + batch_size] for name, x in batch.items()}))
         for name in sums:
             sums[name] += parts[name].item() * min(batch_size, size - i)
     return {name: value / size for name, value in sums.items()}

@@ -144,6 +144,9 @@ class FDT(CLIP):
                 for name, encoder in self.encoders.items()
             }
         )  # fmt: skip
+        if self.cooling:
+            for head in self.heads.values():
+                head.not_compared = ("temperature",)  # by a checkpoint: the schedule is
         self.codebook = nn.Parameter(torch.randn(tokens, dim))
         self.register_buffer("step", torch.tensor(0))
         self._seen: dict[str, Tensor] | None = None  # weights, within `loss`

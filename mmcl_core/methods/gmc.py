@@ -26,9 +26,9 @@ class GMC(nn.Module):
     """A base network for each modality, one for all of them, and one head that they share.
 
     Base networks map to a common width: h_m = linear_m(encoder_m(x_m)), and h_joint = linear of all
-    joint encoders' outputs side by side. The shared head g maps each to the sphere, z = g(h) /
-    ||g(h)|| (section 3 of the paper). At test time a complete sample is z_joint; any part of it is
-    the mean of its z_m.
+    joint encoders' outputs side by side. The shared head g maps each to the sphere,
+    `z = g(h) / ||g(h)||` (section 3 of the paper). At test time a complete sample is z_joint; any
+    part of it is the mean of its z_m.
 
     Args:
         encoders: name of a modality to what returns `Encoded` for `batch[name]`; has a `width`. At

@@ -116,6 +116,7 @@ class MCT(nn.Module):
             raise MMCLError(f"min_shared_tags must be at least 1; got {min_shared_tags}")
         self.weights = _checked(weights or {}, tags)
         self.temperature, self.min_shared_tags = temperature, min_shared_tags
+        self.inter, self.inter_temperature, self.margin = inter, inter_temperature, margin
         hinge = inter == "hinge"
         self.between = (queue_hinge, margin) if hinge else (queue_info_nce, inter_temperature)
         encoders = {"image": image_encoder, "caption": caption_encoder}

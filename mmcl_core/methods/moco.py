@@ -27,6 +27,8 @@ class MomentumCopy(nn.Module):
         momentum: m in [0, 1]; 1 never moves.
     """
 
+    moves = True  # so it is not frozen: its mode is that of the method
+
     def __init__(self, network: nn.Module, momentum: float) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:

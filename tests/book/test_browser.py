@@ -88,7 +88,6 @@ def test_page(name: str, open_page) -> None:
     check_widgets(opened.page)
     if served:
         check_widths(opened.page)
-        check_tables(opened.page)
         check_print(opened.page)
     assert not opened.foreign, f"asked other hosts for {opened.foreign}"
     assert not opened.errors, "errors in the console:\n" + "\n".join(opened.errors)
@@ -185,24 +184,6 @@ def move(widget: Locator, control: Locator) -> None:
     box = picture.bounding_box()
     assert box["width"] > 50
     assert box["height"] > 50
-
-
-def check_tables(page: Page) -> None:
-    """Each head of a table that can be sorted sorts its rows, by keyboard, both ways."""
-    for table in page.locator("table[id^=sortable-]").all():
-        heads = table.locator("thead th")
-        for at in range(1, heads.count()):
-            seen = set()
-            for _ in range(2):
-                heads.nth(at).locator("button").press("Enter")
-                order = heads.nth(at).get_attribute("aria-sort")
-                cells = table.locator(f"tbody tr > :nth-child({at + 1})")
-                values = cells.evaluate_all("cells => cells.map(cell => cell.dataset.value)")
-                known = [float(value) for value in values if value]
-                assert known == sorted(known, reverse=order == "descending")
-                assert not any(values[len(known) :]), "cells without a value come last"
-                seen.add(order)
-            assert seen == {"ascending", "descending"}
 
 
 WITH_WIDGETS = [page for page in PAGES if "scrub(" in (ROOT / f"{page}.md").read_text("utf-8")]

@@ -2,7 +2,7 @@
 
 A check is a function `check_...(answer)` that returns what is to be said of an answer. The cell of
 the exercise calls it on an empty answer, and that of the folded solution on the right one. What it
-says of mistakes is tested in test_from_scratch.py.
+says of mistakes is tested in the file of the chapter, as test_moco.py.
 """
 
 import ast

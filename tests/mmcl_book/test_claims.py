@@ -20,7 +20,7 @@ def test_a_failing_claim_is_shown_then_raised(capsys: pytest.CaptureFixture[str]
         Claim("gap shrinks", "cm", 1.0, at_most=2.0),
         Claim("recall", "@1", 0.5, at_least=0.8),
     ]
-    with pytest.raises(ClaimFailedError, match=r"1 of 2 claims fail. recall: 0.5, claimed ≥ 0.8"):
+    with pytest.raises(ClaimFailedError, match=r"^recall \(@1\): 0.5, claimed ≥ 0.8$"):
         check_claims(claims)
     shown = capsys.readouterr().out
     assert "gap shrinks" in shown
@@ -35,8 +35,26 @@ def test_table_in_html_escapes_and_marks() -> None:
     assert "class='holds'" in html
 
 
+def test_each_failing_claim_has_its_line() -> None:
+    claims = [Claim("a", "m", 1.0, at_most=0.5), Claim("b", "n", float("nan"), at_least=0.0)]
+    with pytest.raises(ClaimFailedError) as failed:
+        check_claims(claims)
+    assert str(failed.value) == "a (m): 1, claimed ≤ 0.5\nb (n): nan, claimed ≥ 0"
+
+
+@pytest.mark.parametrize("measured", [1.6, 2.9, 1e9, 0.0, float("nan")])
+def test_time_and_memory_are_shown_and_stop_nothing(measured: float, capsys) -> None:
+    claim = Claim("a step takes longer", "time, ratio", measured, usually=1.6)
+    check_claims([claim])
+    shown = capsys.readouterr().out
+    assert f"{measured:.4g}  " in shown
+    assert "usually 1.6" in shown
+    assert "not checked" in shown
+    assert "holds" not in shown
+    assert "<tr class='not-checked'>" in ClaimTable([claim])._repr_html_()
+
+
 def test_a_claim_has_one_bound() -> None:
-    with pytest.raises(MMCLError, match="either at_least or at_most"):
-        Claim("a", "m", 0.5)
-    with pytest.raises(MMCLError, match="either at_least or at_most"):
-        Claim("a", "m", 0.5, at_least=0.1, at_most=0.9)
+    for bounds in ({}, {"at_least": 0.1, "at_most": 0.9}, {"at_most": 0.9, "usually": 0.5}):
+        with pytest.raises(MMCLError, match="needs one of at_least, at_most and usually"):
+            Claim("a", "m", 0.5, **bounds)

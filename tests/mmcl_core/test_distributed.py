@@ -36,7 +36,6 @@ from mmcl_core.distributed import (
     own_device,
     own_rows,
     rank,
-    wait,
     world_size,
 )
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder, TagEncoder
@@ -389,8 +388,9 @@ class Scenes:
 class Weighted(CLIP):
     """Its loss has a weight, which a callback may set."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, margin: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.margin = margin
         self.register_buffer("weight", torch.tensor(1.0))
 
     def loss(self, batch: Batch) -> Batch:
@@ -398,22 +398,20 @@ class Weighted(CLIP):
         return {"total": total, "brightness": batch["image"].mean()}
 
 
-def weighted(seed: int = 0) -> CLIP:
-    return clip(seed, Weighted).double()
+def weighted(seed: int = 0, **kwargs: Any) -> CLIP:
+    return clip(seed, Weighted, **kwargs).double()
 
 
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 4, "lr": 0.01, "progress": False}
 
 
-def train(method: nn.Module, **kwargs: Any) -> dict[str, Any]:
+def train(method: nn.Module, data: Any = None, **kwargs: Any) -> dict[str, Any]:
     """With 5 steps an epoch. What is left of a training, whether it ends well or not."""
     result: dict[str, Any] = {}
-    started = time.perf_counter()
     try:
-        result["history"] = fit(method, Scenes(), **SETTINGS | kwargs).steps
-    except (MMCLError, RuntimeError, Stop) as error:
+        result["history"] = fit(method, data or Scenes(), **SETTINGS | kwargs).steps
+    except (MMCLError, OSError, RuntimeError, Stop) as error:
         result["failed"] = f"{type(error).__name__}: {error}"
-    result["seconds"] = time.perf_counter() - started
     result["in a group"] = torch.distributed.is_initialized()
     return result | {"state": {name: v.clone() for name, v in method.state_dict().items()}}
 
@@ -549,18 +547,11 @@ def failing(folder: Path) -> dict[str, Any]:
     def fail(total: Tensor) -> Tensor:
         raise Stop("of process 1")
 
-    def indivisible() -> dict[str, Any]:
-        # Refused at once: who is first must not leave while the other still connects.
-        with joined():
-            wait(torch.device("cpu"))
-            found = train(weighted(), batch_size=5)
-        return found | {"in a group": torch.distributed.is_initialized()}
-
     return {
         "infinite": in_step_3(lambda total: total * torch.inf),
         "gradient": in_step_3(lambda total: total + (0 * total).sqrt()),
         "raised": in_step_3(fail),
-        "indivisible": indivisible(),
+        "indivisible": train(weighted(), batch_size=5),
     }
 
 
@@ -575,11 +566,201 @@ def test_a_failure_in_one_process_ends_all_and_updates_none(results) -> None:
         assert "divisible among the 2 processes; got 5" in found["indivisible"]["failed"]
         for name in ("infinite", "gradient", "raised"):
             assert_equal_results(found[name]["state"], expected, 1e-8)
-            assert found[name]["seconds"] < 20
             assert not found[name]["in a group"]
     assert first["infinite"]["failed"] == second["infinite"]["failed"]
     assert second["raised"]["failed"] == "Stop: of process 1"
     assert "Connection" in first["raised"]["failed"]
+
+
+def raising(folder: Path) -> dict[str, Any]:
+    """In one process only, and not in the loss."""
+
+    class Broken(Scenes):
+        def __getitems__(self, indices: list[int]) -> Batch:
+            if process() == 1 and len(indices) < 8:  # not when data are told apart
+                raise Stop("in the data")
+            return super().__getitems__(indices)
+
+    def augment(batch: Batch) -> Batch:
+        if process() == 1:
+            raise Stop("in augment")
+        return batch
+
+    def callback(progress: Progress) -> None:
+        if progress.epoch == 1:
+            raise Stop("in a callback")
+
+    full = folder / "file"
+    full.write_text("not a folder")
+    wait_for_both(folder, "written")
+    return {
+        "data": train(weighted(), Broken()),
+        "augment": train(weighted(), augment=augment),
+        "callback": train(weighted(), callbacks=[callback]),
+        "checkpoint": train(weighted(), checkpoint=full / "a.pt"),
+    }
+
+
+def wait_for_both(folder: Path, name: str) -> None:
+    """Without a group."""
+    (folder / f"{name}.{process()}").touch()
+    while not all((folder / f"{name}.{number}").exists() for number in range(WORLD)):
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("where", "who", "told"),
+    [
+        ("data", 1, "Stop: in the data"),
+        ("augment", 1, "Stop: in augment"),
+        ("callback", 0, "Stop: in a callback"),
+        ("checkpoint", 0, "Error: "),
+    ],
+)
+def test_an_error_anywhere_in_one_process_ends_all(results, where, who, told) -> None:
+    found = [result[where] for result in results("raising")]
+    assert told in found[who]["failed"]
+    assert "Connection" in found[1 - who]["failed"]
+    assert not any(each["in a group"] for each in found)
+
+
+# --- processes that differ ------------------------------------------------------------------------
+
+
+def by_itself(folder: Path) -> dict[str, Any]:
+    with alone():
+        result = train(weighted(), epochs=1 + process())  # nothing needs to be the same
+    return result
+
+
+def test_alone_under_torchrun_waits_for_no_other(results) -> None:
+    """B8."""
+    for number, found in enumerate(results("alone")):
+        expected = train(weighted(), epochs=1 + number)
+        assert_equal_results(found["state"], expected["state"], 1e-12)
+
+
+def of_the_first(folder: Path) -> dict[str, Any]:
+    """Callbacks of process 0 alone, as scripts often have them; the last one ends the training."""
+    path, epochs = folder / "ended.pt", []  # type: Path, list[int]
+
+    def look(progress: Progress) -> bool:
+        epochs.append(progress.epoch)
+        progress.method.weight.fill_(1 + progress.epoch)
+        return progress.epoch < 1
+
+    callbacks = [look] if process() == 0 else []
+    ended = train(weighted(), callbacks=callbacks, checkpoint=path)
+    again = train(weighted(seed=4), callbacks=callbacks, checkpoint=path, resume=True)
+    return {"ended": ended, "again": again, "epochs": epochs}
+
+
+def test_the_callbacks_are_those_of_process_0_and_may_end_all(results) -> None:
+    """B9."""
+    first, second = results("callbacks")
+    for found in (first, second):
+        assert len(found["ended"]["history"]["total"]) == 5
+        assert len(found["again"]["history"]["total"]) == 5
+        assert found["ended"]["state"]["weight"] == 2
+        assert_equal_results(found["again"]["state"], found["ended"]["state"], 0)
+    assert_equal_results(first["ended"]["state"], second["ended"]["state"], 0)
+    assert (first["epochs"], second["epochs"]) == ([0, 1], [])
+
+
+def further() -> nn.Module:
+    method = weighted()
+    method.register_buffer("extra", torch.zeros(2, dtype=torch.float64))
+    return method
+
+
+def fewer() -> nn.Module:
+    method = weighted()
+    method.heads["image"].requires_grad_(False)
+    return method
+
+
+def other_pictures() -> Scenes:
+    data = Scenes()
+    data.batch["image"][0] += 1
+    return data
+
+
+# What process 1 does in another way, and what both say.
+DIFFERENCES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "epochs": (lambda folder: {"epochs": 3}, "process 0 has epochs = 2, process 1 has epochs = 3"),
+    "batch_size": (lambda folder: {"batch_size": 6}, "has batch_size = 6"),
+    "lr": (lambda folder: {"lr": 0.02}, "has lr = 0.02"),
+    "seed": (lambda folder: {"seed": 1}, "has seed = 1"),
+    "augment": (lambda folder: {"augment": noisy([])}, "has augment = True"),
+    "checkpoint": (lambda folder: {"checkpoint": folder / "b.pt"}, "has checkpoint = True"),
+    "callbacks": (
+        lambda folder: {"callbacks": [print]},
+        "callbacks are those of process 0, which has 0; process 1 has 1",
+    ),
+    "number of samples": (lambda folder: {"data": Fewer()}, "has samples = 20"),
+    "samples": (lambda folder: {"data": other_pictures()}, "has data = "),
+    "weights": (lambda folder: {"method": further()}, "has extra = float64 [2]"),
+    "trained weights": (lambda folder: {"method": fewer()}, "has trained parameters = "),
+    "arguments of the method": (
+        lambda folder: {"method": weighted(margin=0.5)},
+        "process 0 has margin = 0.0, process 1 has margin = 0.5",
+    ),
+    "method": (lambda folder: {"method": clip().double()}, "process 1 has method = CLIP"),
+    "parts of the loss": (
+        lambda folder: {"method": clip(kind=Talkative).double()},
+        "has the loss parts = ['brightness', 'more', 'total']",
+    ),
+}
+
+
+class Fewer(Scenes):
+    def __len__(self) -> int:
+        return 20
+
+
+class Talkative(Weighted):
+    def loss(self, batch: Batch) -> Batch:
+        parts = super().loss(batch)
+        return parts | ({"more": parts["total"].detach()} if process() == 1 else {})
+
+
+def differing(folder: Path) -> dict[str, Any]:
+    found = {}
+    for name, (change, _) in DIFFERENCES.items():
+        changes = change(folder) if process() == 1 or name == "parts of the loss" else {}
+        found[name] = train(**{"method": weighted()} | changes)
+    return found
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_processes_that_differ_are_refused_in_all(results, name) -> None:
+    """B9: and no process waits for another in vain."""
+    for found in results("differing"):
+        assert DIFFERENCES[name][1] in found[name]["failed"]
+        assert not found[name]["in a group"]
+
+
+def entering(folder: Path) -> dict[str, Any]:
+    """Process 1 takes its time to connect; whether process 0 is in before it."""
+    connect = torch.distributed.init_process_group
+
+    def slowly(*args: Any, **kwargs: Any) -> None:
+        connect(*args, **kwargs)
+        if process() == 1:
+            time.sleep(1)
+        (folder / f"connected.{process()}").touch()
+
+    torch.distributed.init_process_group = slowly
+    try:
+        with joined():
+            return {"both": all((folder / f"connected.{n}").exists() for n in range(WORLD))}
+    finally:
+        torch.distributed.init_process_group = connect
+
+
+def test_no_process_begins_before_all_have_connected(results) -> None:
+    """Else who is first, and fails at once, leaves while another still connects."""
+    assert [found["both"] for found in results("entering")] == [True, True]
 
 
 # --- two processes, started once ------------------------------------------------------------------
@@ -600,6 +781,11 @@ TASKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "fit": fitting,
     "resume": resuming,
     "failure": failing,
+    "raising": raising,
+    "alone": by_itself,
+    "callbacks": of_the_first,
+    "differing": differing,
+    "entering": entering,
     **{name: in_a_group(case) for name, case in CASES.items()},
 }
 
@@ -648,10 +834,12 @@ def results(run_folder: Path) -> Callable[[str], list[dict[str, Any]]]:
     return of
 
 
-def run_tasks(folder: Path) -> None:
-    """What each of the two processes does."""
+def run_tasks(folder: Path, names: list[str]) -> None:
+    """What each of the two processes does: some tasks, or all."""
     torch.set_num_threads(1)
     for name, task in TASKS.items():
+        if names and name not in names:
+            continue
         print(f"process {process()}: {name}", flush=True)
         try:
             result = task(folder)
@@ -661,4 +849,4 @@ def run_tasks(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_tasks(Path(sys.argv[1]))
+    run_tasks(Path(sys.argv[1]), sys.argv[2:])

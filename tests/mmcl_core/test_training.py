@@ -3,12 +3,17 @@
 The methods and data here are made for the tests: `fit` knows none of the library's own.
 """
 
+import io
 import json
 import math
 import os
 import pickle
+import random
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,8 +22,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mmcl_core import training
+from mmcl_core.checkpoints import made_with
+from mmcl_core.encoders import CaptionEncoder, Encoded, ImageEncoder
 from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
-from mmcl_core.training import History, Progress, fit, load_checkpoint, save_checkpoint
+from mmcl_core.methods import CLIP, FDT, GMC, MCT, LateFusion, MoCo
+from mmcl_core.methods.fdt import Cooling
+from mmcl_core.training import (
+    History,
+    Progress,
+    fit,
+    load_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 SCHEDULES = ["one_cycle", "cosine", "constant"]
 N, BATCH = 22, 4  # 5 steps an epoch, 2 samples left out
@@ -61,13 +77,14 @@ class Pairs:
     def __init__(self, n: int = N) -> None:
         g = torch.Generator().manual_seed(1)
         self.image, self.caption = torch.randn(n, 6, generator=g), torch.randn(n, 5, generator=g)
-        self.asked: list[list[int]] = []
+        self.asked: list[list[int]] = []  # batches, but not the samples that tell data apart
 
     def __len__(self) -> int:
         return len(self.image)
 
     def batch(self, indices: list[int]) -> dict[str, Tensor]:
-        self.asked.append(list(indices))
+        if len(indices) == BATCH:
+            self.asked.append(list(indices))
         return {"image": self.image[indices], "caption": self.caption[indices]}
 
 
@@ -106,7 +123,7 @@ def state(method: nn.Module) -> dict[str, Tensor]:
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     for name in a:
-        assert torch.equal(a[name], b[name]), name
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def without_time(history: History) -> dict[str, list[float]]:
@@ -507,7 +524,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     path.write_text("hello")
     refused(path, "something else")
     torch.save([1, 2], path)
-    refused(path, r"mmcl_core\.checkpoint\.2, found list")
+    refused(path, r"mmcl_core\.checkpoint\.3, found list")
     torch.save(Towers().state_dict(), path)
     refused(path, "found None")
 
@@ -519,7 +536,7 @@ class Evil:
 
 def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": "mmcl_core.checkpoint.2", "method": Evil()}, "evil.pt")
+    torch.save({"format": "mmcl_core.checkpoint.3", "method": Evil()}, "evil.pt")
     refused(Path("evil.pt"), "cannot be read")
     Path("evil.pkl").write_bytes(pickle.dumps(Evil(), protocol=2))
     refused(Path("evil.pkl"), "cannot be read")
@@ -619,8 +636,8 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(tmp_path, how, at):
         ({"epochs": 1.5}, MMCLError, "epochs must be a whole number"),
         ({"batch_size": 0}, MMCLError, "batch_size .* got 0"),
         ({"batch_size": 23}, ShapeError, "one batch of 23 samples; the data has 22"),
-        ({"lr": 0.0}, MMCLError, "lr must be above 0"),
-        ({"lr": math.nan}, MMCLError, "lr must be above 0"),
+        ({"lr": 0.0}, MMCLError, "lr must be a number in .0, inf.; got 0.0"),
+        ({"lr": math.nan}, MMCLError, "lr must be .* got nan"),
         ({"weight_decay": -1}, MMCLError, "weight_decay .* got -1"),
         ({"schedule": "linear"}, MMCLError, "one_cycle, cosine, constant; got 'linear'"),
         ({"warmup": 1.0}, MMCLError, "warmup"),
@@ -630,7 +647,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(tmp_path, how, at):
         ({"data": iter([])}, MMCLError, r"must have a length and batch\(indices\)"),
         ({"method": nn.Linear(2, 2)}, MMCLError, r"loss\(batch\).* got Linear"),
         ({"method": "clip"}, MMCLError, "got str"),
-        ({"augment": 3}, MMCLError, "augment must be callable .* int"),
+        ({"augment": 3}, MMCLError, "augment must be callable; got int"),
         ({"callbacks": [None]}, MMCLError, "callback must be callable; got NoneType"),
         ({"augment": lambda batch: None}, MMCLError, "augment.* dict of tensors; got NoneType"),
         ({"augment": lambda batch: {"image": 3}}, MMCLError, r"\['image'\] must be a tensor"),
@@ -689,6 +706,647 @@ def test_a_method_on_two_devices_or_without_parameters_is_refused():
 
     with pytest.raises(MMCLError, match="Empty has no parameters"):
         train(Empty())
+
+
+# --- modes: what is in eval mode on purpose stays there (B12) -------------------------------------
+
+
+class Frame(nn.Module):
+    """An encoder with all that has a mode, and a head that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            self.encoder = nn.Sequential(
+                nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4)
+            )
+            self.head, self.drop = nn.Linear(4, 3), nn.Dropout(0.1)
+        self.modes: set[tuple[bool, ...]] = set()  # of all but the encoder itself, in each step
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.modes.add(tuple(part.training for part in (*self.encoder, self.head, self.drop)))
+        x = self.head(self.drop(self.encoder(batch["image"])))
+        return {"total": (x - batch["caption"][:, :3]).square().mean()}
+
+    def moved(self) -> bool:
+        return bool(self.encoder[1].running_mean.any())
+
+
+def frozen(method: Frame) -> None:
+    method.encoder.requires_grad_(False).eval()
+
+
+def frozen_but_not_eval(method: Frame) -> None:
+    method.encoder.requires_grad_(False)
+
+
+def frozen_in_part(method: Frame) -> None:
+    method.encoder[0].requires_grad_(False).eval()
+    method.encoder[1].requires_grad_(False).eval()
+
+
+def norm_in_eval_mode(method: Frame) -> None:
+    method.encoder[1].eval()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "as_a_whole", "modes"),
+    [
+        (frozen, False, (0, 0, 0, 0, 1, 1)),
+        (frozen, True, (0, 0, 0, 0, 1, 1)),  # after method.eval(), as evaluation scripts leave it
+        (frozen_but_not_eval, False, (1, 1, 1, 1, 1, 1)),
+        (frozen_but_not_eval, True, (0, 0, 0, 0, 1, 1)),
+        (frozen_in_part, False, (0, 0, 1, 1, 1, 1)),
+        (frozen_in_part, True, (0, 0, 1, 1, 1, 1)),
+        (norm_in_eval_mode, False, (1, 0, 1, 1, 1, 1)),
+        (norm_in_eval_mode, True, (1, 1, 1, 1, 1, 1)),  # nothing tells it from the others
+        (lambda method: None, False, (1, 1, 1, 1, 1, 1)),
+        (lambda method: None, True, (1, 1, 1, 1, 1, 1)),
+    ],
+)
+def test_what_is_in_eval_mode_on_purpose_stays_there(prepare, as_a_whole, modes):
+    method = Frame()
+    prepare(method)
+    if as_a_whole:
+        method.eval()
+    before = [part.training for part in method.modules()]
+    train(method)
+    assert method.modes == {tuple(map(bool, modes))}
+    assert method.moved() == bool(modes[1])
+    assert [part.training for part in method.modules()] == before
+
+
+def test_a_module_that_keeps_its_own_mode_is_asked():
+    """As one that holds its norms still by `train` itself."""
+
+    class Still(nn.BatchNorm1d):
+        def train(self, mode: bool = True) -> "Still":
+            return super().train(False)
+
+    method = Frame()
+    method.encoder[1] = Still(4)
+    train(method)
+    assert not method.moved()
+
+
+def test_the_momentum_encoder_is_not_frozen():
+    class Norm(nn.Module):
+        width = 6
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(6)
+
+        def forward(self, x: Tensor) -> Encoded:
+            x = self.norm(x)
+            return Encoded(x, x[:, None], torch.ones(len(x), 1, dtype=torch.bool))
+
+    method = MoCo(Norm(), dim=4, queue=8).eval()
+    train(method, augment=lambda batch: batch | {"image_view": batch["image"] + 1})
+    assert method.key.network.encoder.norm.running_mean.any()
+    assert not method.key.network.encoder.norm.training
+
+
+# --- the caller's random state --------------------------------------------------------------------
+
+
+def drawing(*_: object) -> None:
+    torch.rand(1), np.random.rand(1), random.random()  # noqa: NPY002
+    if torch.cuda.is_available():
+        torch.rand(1, device="cuda")
+
+
+def states() -> list[object]:
+    gathered = [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()]  # noqa: NPY002
+    gathered += [np.random.get_state()[2:], random.getstate()]  # noqa: NPY002
+    if torch.cuda.is_available():
+        gathered.append(torch.cuda.get_rng_state().tolist())
+    return gathered
+
+
+class Drawn(Pairs):
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        drawing()
+        return super().__getitems__(indices)
+
+
+class Drawing(Towers):
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        drawing()
+        return super().loss(batch)
+
+
+def test_fit_and_checkpoints_leave_all_random_states(tmp_path):
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)  # noqa: NPY002
+    random.gauss(0, 1), np.random.randn()  # noqa: NPY002 so that a half of a pair is kept
+    before = states()
+    path = tmp_path / "a.pt"
+
+    def augment(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        drawing()
+        return batch
+
+    train(Drawing(), Drawn(), augment=augment, callbacks=[drawing], checkpoint=path)
+    assert states() == before
+    train(Drawing(), Drawn(), checkpoint=path, resume=True)
+    assert states() == before
+    with pytest.raises(Stop):
+        train(Drawing(), Drawn(), augment=stopping(3))
+    assert states() == before
+    save_checkpoint(path, Drawing())
+    load_checkpoint(path, Drawing())
+    read_checkpoint(path)
+    assert states() == before
+
+
+def by_numpy_and_python(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    noise = np.random.randn(*batch["image"].shape) + random.gauss(0, 1)  # noqa: NPY002
+    return batch | {"image": batch["image"] + 0.1 * torch.from_numpy(noise)}
+
+
+def test_numpy_and_python_are_seeded_and_resumed_too(tmp_path):
+    random.seed(1), np.random.seed(1)  # noqa: NPY002
+    whole, _ = train(augment=by_numpy_and_python, seed=4)
+    path = tmp_path / "a.pt"
+    random.seed(2), np.random.seed(2)  # noqa: NPY002
+    with pytest.raises(Stop):
+        train(augment=stopping(8, by_numpy_and_python), seed=4, checkpoint=path, checkpoint_every=3)
+    resumed, _ = train(augment=by_numpy_and_python, seed=4, checkpoint=path, resume=True,
+                       checkpoint_every=3)  # fmt: skip
+    assert_same(state(resumed), state(whole))
+
+
+# --- a callback may stop it -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("no", [False, np.False_, torch.tensor(False)])
+def test_a_callback_ends_the_training_by_false_alone(no):
+    plain, _ = train(epochs=3, schedule="constant")
+    seen = []
+
+    def stop(progress: Progress) -> object:
+        return no if progress.epoch == 2 else True
+
+    def look(progress: Progress) -> None:
+        seen.append(progress.epoch)
+
+    method, history = train(epochs=5, schedule="constant", callbacks=[stop, look])
+    assert (len(history), history.epochs, seen) == (10, 2, [0, 1, 2])  # the others are called, too
+    two, _ = train(epochs=2, schedule="constant")
+    assert_same(state(method), state(two))
+    assert not torch.equal(method.image.weight, plain.image.weight)
+    for still in (
+        None,
+        0,
+        "",
+        [],
+        torch.zeros(()),
+        np.float64(0),
+        torch.zeros(2, dtype=torch.bool),
+    ):
+        assert len(train(callbacks=[lambda progress, still=still: still])[1]) == 15
+
+
+def test_a_training_that_was_ended_stays_ended(tmp_path):
+    path = tmp_path / "a.pt"
+    kwargs = {"checkpoint": path, "checkpoint_every": 4, "resume": True}
+    method, history = train(callbacks=[lambda progress: progress.epoch < 2], **kwargs)
+    assert len(history) == 10
+    data, calls, again = Pairs(), [], Towers(seed=4)
+    _, found = train(again, data, callbacks=[calls.append], **kwargs)
+    assert (data.asked, calls, len(found)) == ([], [], 10)
+    assert_same(state(again), state(method))
+
+
+def test_a_training_can_end_before_its_first_step(tmp_path):
+    path = tmp_path / "a.pt"
+    method, history = train(callbacks=[lambda progress: False], checkpoint=path)
+    assert len(history) == 0
+    assert_same(state(method), state(Towers()))
+    calls: list[object] = []
+    assert len(train(checkpoint=path, resume=True, callbacks=[calls.append])[1]) == 0
+    assert calls == []
+
+
+def test_callbacks_can_come_one_after_another():
+    seen: list[object] = []
+    train(callbacks=iter([seen.append]))
+    assert len(seen) == 4
+
+
+# --- NumPy's numbers, wherever a number is wanted (bug reports 1 and 23) --------------------------
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    path = tmp_path / "a.pt"
+    expected, _ = train(lr=0.01, betas=(0.5, 0.75), weight_decay=0.25, schedule="cosine")
+    of_numpy = {
+        "lr": np.logspace(-4, -2, 3)[2],
+        "weight_decay": np.float32(0.25),
+        "betas": np.array([0.5, 0.75]),
+        "schedule": np.str_("cosine"),
+        "clip_norm": torch.tensor(1.0),
+        "epochs": np.int64(3),
+        "batch_size": np.int16(BATCH),
+        "seed": np.uint32(0),
+        "checkpoint_every": np.int64(4),
+        "autocast": np.False_,
+        "num_workers": np.int64(0),
+    }
+    method, history = train(checkpoint=path, **of_numpy)
+    assert_same(state(method), state(expected))
+    again = Towers(seed=3)
+    _, found = train(again, checkpoint=path, resume=True, **of_numpy)
+    assert_same(state(again), state(method))
+    assert found == history
+    assert json.loads(json.dumps(history.to_dict()))["steps_per_epoch"] == 5
+    loaded = load_checkpoint(path, again)
+    assert {type(value) for value in loaded.settings.values()} == {
+        int, float, tuple, str, bool, list, type(None)
+    }  # fmt: skip
+    train(again, checkpoint=path, resume=True, lr=0.01, weight_decay=0.25, betas=(0.5, 0.75),
+          schedule="cosine", checkpoint_every=4)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": True},
+        {"epochs": np.True_},
+        {"epochs": np.float64(3)},
+        {"batch_size": "4"},
+        {"checkpoint_every": True, "checkpoint": "a.pt"},
+        {"seed": np.int64(-1)},
+        {"seed": 2**32},
+        {"num_workers": -1},
+        {"lr": "0.1"},
+        {"lr": True},
+        {"lr": np.array([0.1, 0.2])},
+        {"lr": object()},
+        {"betas": (0.9,)},
+        {"betas": 0.9},
+        {"betas": (0.9, 1.0)},
+        {"warmup": np.float64("nan")},
+        {"schedule": None},
+    ],
+)
+def test_what_is_no_such_number_is_refused_by_its_name(wrong):
+    with pytest.raises(MMCLError, match=next(iter(wrong))):
+        train(**wrong)
+
+
+@dataclass
+class Own:
+    width: int
+
+
+def test_settings_are_kept_in_plain_types_or_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    given = {
+        "lr": np.float64(0.5),
+        "rates": np.array([1, 2]),
+        "one": torch.tensor(3),
+        "name": np.str_("x"),
+        "nested": {"flag": np.True_, np.int64(3): (np.float32(0.5), None)},
+        "path": Path("a/b"),
+        "own": Own(np.int64(4)),
+    }
+    save_checkpoint(path, Towers(), settings=given)
+    kept = {
+        "lr": 0.5, "rates": [1, 2], "one": 3, "name": "x",
+        "nested": {"flag": True, 3: (0.5, None)}, "path": str(Path("a/b")), "own": {"width": 4},
+    }  # fmt: skip
+    assert repr(load_checkpoint(path, Towers(), settings=given).settings) == repr(kept)
+    before = path.read_bytes()
+    for wrong in ({"a": object()}, {"a": [torch.zeros(2)]}, {"a": {"b": {1, 2}}}, {"a": Own}):
+        with pytest.raises(MMCLError, match=r"settings\['a'\].*expected numbers, strings"):
+            save_checkpoint(path, Towers(), settings=wrong)
+    assert path.read_bytes() == before
+
+
+def test_an_optimiser_with_numbers_of_numpy_is_kept(tmp_path):
+    method = Towers()
+    optimizer = torch.optim.SGD(method.parameters(), lr=np.float64(0.5), momentum=np.float32(0.25))
+    save_checkpoint(tmp_path / "a.pt", method, optimizer=optimizer)
+    other = torch.optim.SGD(method.parameters(), lr=1.0)
+    load_checkpoint(tmp_path / "a.pt", method, optimizer=other)
+    assert (other.param_groups[0]["lr"], other.param_groups[0]["momentum"]) == (0.5, 0.25)
+
+
+class WithState(Towers):
+    """State beside tensors, as `get_extra_state` of a module may give it."""
+
+    extra: object = None
+
+    def get_extra_state(self) -> object:
+        return self.extra
+
+    def set_extra_state(self, extra: object) -> None:
+        self.extra = extra
+
+
+def test_state_that_is_no_tensor_is_kept_or_refused_before_the_first_step(tmp_path):
+    path, method, data = tmp_path / "a.pt", WithState(), Pairs()
+    method.extra = {"count": np.int64(3), "mean": torch.ones(2)}
+    train(method, checkpoint=path)
+    other = WithState()
+    load_checkpoint(path, other)
+    assert other.extra["count"] == 3
+    assert torch.equal(other.extra["mean"], torch.ones(2))
+    method.extra = object()
+    with pytest.raises(MMCLError, match=r"_extra_state: expected numbers.* got object"):
+        train(method, data, checkpoint=tmp_path / "b.pt")
+    assert data.asked == []
+
+
+# --- wrappers (bug report 9), and forward ---------------------------------------------------------
+
+
+class Called(Towers):
+    """A method whose `forward` is its loss."""
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.loss(batch)
+
+
+def compiled(method: nn.Module, graphs: list[int]) -> nn.Module:
+    def backend(graph, inputs):
+        graphs.append(len(inputs))
+        return graph.forward
+
+    return torch.compile(method, backend=backend)
+
+
+def whole(method: nn.Module, graphs: list[int]) -> nn.Module:
+    return compiled(method, graphs)
+
+
+def in_place(method: nn.Module, graphs: list[int]) -> nn.Module:
+    method.compile(backend=lambda graph, inputs: graphs.append(len(inputs)) or graph.forward)
+    return method
+
+
+def a_part(method: nn.Module, graphs: list[int]) -> nn.Module:
+    method.image = compiled(method.image, graphs)
+    return method
+
+
+@pytest.mark.parametrize("wrap", [whole, in_place, a_part])
+def test_what_is_compiled_trains_compiled_and_leaves_a_checkpoint_like_any(tmp_path, wrap):
+    plain, _ = train(Called(), checkpoint=tmp_path / "plain.pt", epochs=1)
+    graphs: list[int] = []
+    method, _ = train(wrap(Called(), graphs), checkpoint=tmp_path / "wrapped.pt", epochs=1)
+    assert graphs  # the loss really ran compiled
+    for name in ("plain.pt", "wrapped.pt"):
+        for other in (Called(seed=3), wrap(Called(seed=3), [])):
+            assert load_checkpoint(tmp_path / name, other).step == 5
+            for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(ours, theirs)
+            # ... and either goes on with the other's training.
+            train(other, checkpoint=tmp_path / name, resume=True, epochs=1)
+    seen: list[nn.Module] = []
+    train(method, callbacks=[lambda progress: seen.append(progress.method)], epochs=1)
+    assert type(seen[0]) is Called
+
+
+def test_compiling_a_method_without_forward_is_said_to_do_nothing():
+    with pytest.warns(UserWarning, match="Towers has none: it trains as it is"):
+        train(torch.compile(Towers(), backend="eager"), epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(Towers(), epochs=1)
+        train(torch.compile(Called(), backend="eager"), epochs=1)
+
+
+def test_hooks_are_called_where_forward_is_the_loss():
+    method, seen = Called(), []
+    method.register_forward_hook(lambda module, args, parts: seen.append(sorted(parts)))
+    train(method)
+    assert seen == [["centring", "matching", "total"]] * 15
+    expected, _ = train(Towers())
+    assert_same(state(method), state(expected))
+
+
+def test_a_forward_that_is_no_loss_is_refused():
+    class Embedding(Towers):
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.embed(batch)
+
+    with pytest.raises(MMCLError, match=r"method.forward\(batch\) if there is one.* got Tensor"):
+        train(Embedding())
+
+
+# --- types of floats (bug report 22) --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_batches_come_in_the_type_of_the_method(dtype):
+    method, _ = train(Towers().to(dtype), augment=noisy, lr=1e-3)
+    expected, _ = train(Towers(), augment=noisy, lr=1e-3)
+    assert {p.dtype for p in method.parameters()} == {dtype}
+    tolerance = 1e-5 if dtype == torch.float64 else 0.05
+    for ours, theirs in zip(method.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours.float(), theirs, atol=tolerance, rtol=tolerance)
+
+
+def test_the_default_type_may_be_float64():
+    data = Pairs()
+    torch.set_default_dtype(torch.float64)
+    try:
+        method, history = train(data=data, augment=noisy)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in method.parameters()} == {torch.float64}
+    assert all(map(math.isfinite, history["total"]))
+
+
+def test_where_types_are_mixed_floats_keep_theirs():
+    types = []
+
+    class Mixed(Towers):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extra = nn.Parameter(torch.zeros(1, dtype=torch.float64), requires_grad=False)
+
+        def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            types.append(batch["image"].dtype)
+            return super().loss(batch)
+
+    train(Mixed())
+    assert set(types) == {torch.float32}
+
+
+# --- what a training is resumed with (B16) --------------------------------------------------------
+
+
+class Named(Pairs):
+    def __init__(self, identity: str, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.identity = identity
+
+
+class Random(Pairs):
+    """Draws from the global generators: the same data, though no two readings are equal."""
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        return by_numpy_and_python(noisy(super().__getitems__(indices)))
+
+
+class Unsteady(Pairs):
+    """Draws from a generator of its own."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        noise = torch.randn(len(indices), 6, generator=self.generator)
+        batch = super().__getitems__(indices)
+        return batch | {"image": batch["image"] + noise}
+
+
+def changed(name: str, row: int) -> Pairs:
+    data = Pairs()
+    getattr(data, name)[row] += 1
+    return data
+
+
+@pytest.mark.parametrize("other", [changed("image", 0), changed("caption", 21)])
+def test_other_data_of_the_same_length_is_not_resumed(tmp_path, other):
+    path = tmp_path / "a.pt"
+    train(checkpoint=path)
+    with pytest.raises(CheckpointError, match=r"expected a training with data = .*found data = "):
+        train(Towers(), other, checkpoint=path, resume=True)
+
+
+def test_the_same_data_is_resumed_however_it_comes(tmp_path):
+    for i, (first, second) in enumerate(
+        [
+            (Pairs(), Pairs()),
+            (Random(), Random()),
+            (Unsteady(1), Unsteady(2)),
+            (Named("flowers"), Named("flowers", n=N)),
+        ]
+    ):
+        train(data=first, checkpoint=tmp_path / f"{i}.pt")
+        torch.rand(3)
+        train(data=second, checkpoint=tmp_path / f"{i}.pt", resume=True)
+    with pytest.raises(CheckpointError, match="data = trees, found data = flowers"):
+        train(data=Named("trees"), checkpoint=tmp_path / "3.pt", resume=True)
+
+
+def encoders(heads: int = 4) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    return ImageEncoder(size=16, width=32, heads=heads), CaptionEncoder(9, width=32, heads=2)
+
+
+def by_name(*args: int) -> dict[str, nn.Module]:
+    return dict(zip(("image", "caption"), encoders(*args), strict=True))
+
+
+class Tempered(Towers):
+    def __init__(self, temperature: float = 0.5, name: str = "plain", where: str = "cpu") -> None:
+        super().__init__()
+        self.temperature, self.name, self.where = temperature, name, where
+        self.calls = 0  # no argument
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            lambda: GMC(by_name()), lambda: GMC(by_name(), temperature=5),
+            r"a GMC with temperature = 5.*, found temperature = 0.1; make the method as",
+        ),
+        (
+            lambda: GMC(by_name()), lambda: GMC(by_name(), variant="paper"),
+            "variant = paper, found variant = ntxent",
+        ),
+        (
+            lambda: MoCo(encoders()[0]), lambda: MoCo(encoders()[0], momentum=0.5),
+            "key.momentum = 0.5, found key.momentum = 0.99",
+        ),
+        (
+            lambda: CLIP(*encoders()), lambda: CLIP(*encoders(heads=2)),
+            r"encoders.image.blocks.0.heads = 2, found .* = 4",
+        ),
+        (
+            lambda: MCT(*encoders()), lambda: MCT(*encoders(), inter_temperature=0.5),
+            "inter_temperature = 0.5",
+        ),
+        (
+            lambda: MCT(*encoders()), lambda: MCT(*encoders(), weights={"image": 0.5}),
+            "weights = {'image': 0.5",
+        ),
+        (
+            lambda: LateFusion(by_name(), 3), lambda: LateFusion(by_name(), 3, dropout=0.5),
+            "dropout = 0.5, found dropout = 0.0",
+        ),
+        (
+            lambda: FDT(*encoders()), lambda: FDT(*encoders(), pooling="mean"),
+            "heads.image.pooling = mean",
+        ),
+        (
+            lambda: FDT(*encoders(), temperature=Cooling(30, 3, 9)),
+            lambda: FDT(*encoders(), temperature=Cooling(300, 3, 9)),
+            "cooling = {'start': 300",
+        ),
+        (lambda: Tempered(), lambda: Tempered(np.float64(0.25)), "temperature = 0.25, .* = 0.5"),
+        (lambda: Frame(), lambda: frame_with_dropout(0.25), "encoder.2.p = 0.25, found .*p = 0.5"),
+    ],
+)  # fmt: skip
+def test_a_method_made_with_other_arguments_is_refused(tmp_path, first, second, message):
+    save_checkpoint(tmp_path / "a.pt", first())
+    refused(tmp_path / "a.pt", message, second())
+    load_checkpoint(tmp_path / "a.pt", first())
+
+
+def frame_with_dropout(p: float) -> Frame:
+    method = Frame()
+    method.encoder[2].p = p
+    return method
+
+
+def test_what_makes_no_difference_is_not_compared(tmp_path):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, CLIP(*encoders(), chunk_size=8))
+    load_checkpoint(path, CLIP(*encoders()))
+    first, second = Tempered(1, where=f"a{os.sep}b"), Tempered(np.float32(1), where=f"c{os.sep}d")
+    first.calls = 7
+    save_checkpoint(path, first)
+    load_checkpoint(path, second)
+    assert made_with(first)["temperature"] == 1
+    # The temperature of the grounding has moved in training, as its schedule says.
+    method = FDT(*encoders(), temperature=Cooling(30, 3, 4))
+    save_checkpoint(path, method)
+    for _ in range(4):
+        method.after_step()
+    batch = {"image": torch.rand(2, 3, 16, 16), "caption": torch.ones(2, 3, dtype=torch.int64)}
+    method.embed(batch)
+    assert method.heads["image"].temperature == pytest.approx(3)
+    load_checkpoint(path, method)
+    save_checkpoint(path, method)
+    load_checkpoint(path, FDT(*encoders(), temperature=Cooling(30, 3, 4)))
+
+
+def test_the_history_takes_few_bytes_a_value_and_comes_back_exactly(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    steps = 20_000
+    single = torch.rand(steps, generator=g).tolist()  # as a loss is
+    double = torch.rand(steps, generator=g, dtype=torch.float64).tolist()  # as a time is
+    history = History(5, {"total": single, "lr": double, "odd": [math.nan, *single[1:]]})
+    method = nn.Linear(2, 2)
+    save_checkpoint(tmp_path / "a.pt", method)
+    save_checkpoint(tmp_path / "b.pt", method, history=history)
+    size = (tmp_path / "b.pt").stat().st_size - (tmp_path / "a.pt").stat().st_size
+    assert size < (4 + 8 + 8) * steps + 2000
+    found = load_checkpoint(tmp_path / "b.pt", method).history
+    assert repr(found) == repr(history)
+    assert read_checkpoint(tmp_path / "b.pt").step == steps
+    lists = io.BytesIO()
+    torch.save(history.to_dict(), lists)  # what was written before
+    assert size < 0.8 * len(lists.getvalue())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

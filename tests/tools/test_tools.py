@@ -3,10 +3,11 @@
 import base64
 import hashlib
 import io
+import json
 import re
+import shutil
 import subprocess
 import tarfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import book_extension
@@ -19,64 +20,79 @@ from text_first import text_first
 
 
 @pytest.fixture
-def archive(tmp_path):
-    """An npm archive with three files, and the package that takes two of them."""
-    path = tmp_path / "thing.tgz"
-    with tarfile.open(path, "w:gz") as tar:
-        for name in ("dist/a.js", "dist/fonts/b.woff", "secret.txt"):
+def packages(tmp_path, monkeypatch):
+    """A folder whose lock file names one package, which is an archive beside it; npm is real."""
+    if not shutil.which("npm"):
+        pytest.skip("needs npm")
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    package = json.dumps({"name": "thing", "version": "1.0.0"})
+    with tarfile.open(folder / "thing.tgz", "w:gz") as tar:
+        for name in ("package.json", "dist/a.js", "dist/fonts/b.woff", "secret.txt"):
+            content = (package if name == "package.json" else name).encode()
             info = tarfile.TarInfo(f"package/{name}")
-            info.size = len(name)
-            tar.addfile(info, io.BytesIO(name.encode()))
-    sha512 = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
-    files = {"dist/a.js": "a.js", "dist/fonts/": "fonts/"}
-    return path, vendor.Package("thing", "1.0", sha512, files)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    lock(folder, hashlib.sha512((folder / "thing.tgz").read_bytes()).digest())
+    monkeypatch.setattr(vendor, "FILES", {"thing/dist/a.js": "a.js", "thing/dist/fonts": "fonts"})
+    monkeypatch.setenv("npm_config_offline", "true")
+    return folder
 
 
-@pytest.fixture
-def packages(monkeypatch, archive):
-    """`vendor.vendor` sees one package, and an npm that copies its archive."""
-    path, package = archive
-
-    def fetch(_package, folder):
-        return Path(folder, "x.tgz").write_bytes(path.read_bytes()) and Path(folder, "x.tgz")
-
-    monkeypatch.setattr(vendor, "PACKAGES", [package])
-    monkeypatch.setattr(vendor, "fetch", fetch)
-    monkeypatch.setattr(vendor.shutil, "which", lambda name: f"/bin/{name}")
-    return package
+def lock(folder, sha512):
+    """Writes the two files that npm reads."""
+    address = (folder / "thing.tgz").as_uri().replace("file://", "file:")
+    needs = {"dependencies": {"thing": address}}
+    (folder / "package.json").write_text(json.dumps(needs))
+    thing = {
+        "version": "1.0.0",
+        "resolved": address,
+        "integrity": f"sha512-{base64.b64encode(sha512).decode()}",
+    }
+    content = {"lockfileVersion": 3, "packages": {"": needs, "node_modules/thing": thing}}
+    (folder / "package-lock.json").write_text(json.dumps(content))
 
 
 def files_under(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def test_only_the_wanted_files_are_unpacked(packages, tmp_path):
-    assert vendor.vendor(tmp_path / "vendor")
+def test_only_the_wanted_files_are_taken(packages, tmp_path):
+    assert vendor.vendor(tmp_path / "vendor", packages)
     assert files_under(tmp_path / "vendor") == ["a.js", "complete.txt", "fonts/b.woff"]
     assert (tmp_path / "vendor" / "a.js").read_text() == "dist/a.js"
 
 
 def test_a_complete_folder_is_left_alone(packages, tmp_path, monkeypatch):
-    vendor.vendor(tmp_path / "vendor")
-    monkeypatch.setattr(vendor, "fetch", lambda *_: pytest.fail("fetched again"))
-    assert vendor.vendor(tmp_path / "vendor")
+    vendor.vendor(tmp_path / "vendor", packages)
+    monkeypatch.setattr(vendor.subprocess, "run", lambda *_, **__: pytest.fail("fetched again"))
+    assert vendor.vendor(tmp_path / "vendor", packages)
 
 
-def test_another_version_is_fetched_anew(packages, tmp_path, monkeypatch):
-    vendor.vendor(tmp_path / "vendor")
+@pytest.mark.parametrize("changed", ["files", "lock"])
+def test_what_another_version_left_goes(packages, tmp_path, monkeypatch, changed):
+    vendor.vendor(tmp_path / "vendor", packages)
     (tmp_path / "vendor" / "old.js").write_text("")
-    files = {"dist/a.js": "new.js"}
-    newer = vendor.Package("thing", "1.1", packages.sha512, files)
-    monkeypatch.setattr(vendor, "PACKAGES", [newer])
-    assert vendor.vendor(tmp_path / "vendor")
-    assert files_under(tmp_path / "vendor") == ["complete.txt", "new.js"]
+    if changed == "files":
+        monkeypatch.setattr(vendor, "FILES", {"thing/dist/a.js": "new.js"})
+    else:
+        path = packages / "package-lock.json"
+        path.write_text(f"{path.read_text()}\n")
+    assert vendor.vendor(tmp_path / "vendor", packages)
+    assert "old.js" not in files_under(tmp_path / "vendor")
 
 
-def test_a_wrong_hash_stops_the_build_and_leaves_nothing_of_use(packages, tmp_path, monkeypatch):
-    wrong = vendor.Package("thing", "1.0", "AAAA", packages.files)
-    monkeypatch.setattr(vendor, "PACKAGES", [wrong])
-    with pytest.raises(vendor.HashMismatch, match=r"thing@1.0: expected sha512-AAAA"):
-        vendor.vendor(tmp_path / "vendor")
+def test_a_wrong_sum_stops_the_build_and_leaves_nothing(packages, tmp_path):
+    lock(packages, bytes(64))
+    with pytest.raises(SystemExit, match=r"(?s)wanted sha512-AAAA.*do not trust it"):
+        vendor.vendor(tmp_path / "vendor", packages)
+    assert not (tmp_path / "vendor").exists()
+
+
+def test_a_file_that_a_package_lacks_leaves_nothing(packages, tmp_path, monkeypatch):
+    monkeypatch.setattr(vendor, "FILES", {"thing/dist/a.js": "a.js", "thing/none.js": "none.js"})
+    with pytest.raises(FileNotFoundError):
+        vendor.vendor(tmp_path / "vendor", packages)
     assert not (tmp_path / "vendor").exists()
 
 
@@ -87,13 +103,26 @@ def test_without_npm_it_says_so(tmp_path, monkeypatch, capsys):
     assert "npm was not found" in capsys.readouterr().out
 
 
-def test_an_npm_that_reaches_nothing_is_reported(packages, tmp_path, monkeypatch, capsys):
-    def fail(*_):
-        raise subprocess.CalledProcessError(1, "npm", stderr="npm error network\n")
+def test_an_npm_that_reaches_nothing_is_reported(packages, tmp_path, capsys):
+    for name in ("package.json", "package-lock.json"):
+        text = (packages / name).read_text()
+        (packages / name).write_text(text.replace("file:", "https://127.0.0.1:9"))
+    assert not vendor.vendor(tmp_path / "vendor", packages)
+    assert not (tmp_path / "vendor").exists()
+    assert "npm failed (npm error code E" in capsys.readouterr().out
 
-    monkeypatch.setattr(vendor, "fetch", fail)
-    assert not vendor.vendor(tmp_path / "vendor")
-    assert "npm failed (npm error network)" in capsys.readouterr().out
+
+def test_the_lock_file_has_a_sum_for_each_package_and_names_no_server():
+    wanted = json.loads((vendor.TOOLS / "package.json").read_text())["dependencies"]
+    locked = json.loads((vendor.TOOLS / "package-lock.json").read_text())["packages"]
+    assert locked.pop("") == {"dependencies": wanted}
+    assert {name: of["version"] for name, of in locked.items()} == {
+        f"node_modules/{name}": version for name, version in wanted.items()
+    }
+    for package in locked.values():
+        assert len(base64.b64decode(package["integrity"].removeprefix("sha512-"))) == 64
+        assert "resolved" not in package
+    assert all(any(source.startswith(f"{name}/") for name in wanted) for source in vendor.FILES)
 
 
 @pytest.mark.parametrize("version", [(3, 11), (3, 12), (3, 13)])
@@ -145,8 +174,8 @@ def test_git_takes_the_library_at_hand_for_the_published_one(tmp_path, monkeypat
         monkeypatch.setenv(key, value)
     clone = ["git", "clone", "--quiet", colab.repository(), str(tmp_path / "clone")]
     subprocess.run(clone, check=True)
-    assert (tmp_path / "clone" / "mmcl_core" / "widgets.py").read_bytes() == (
-        colab.ROOT / "mmcl_core" / "widgets.py"
+    assert (tmp_path / "clone" / "mmcl_book" / "widgets.py").read_bytes() == (
+        colab.ROOT / "mmcl_book" / "widgets.py"
     ).read_bytes()
 
 

@@ -12,7 +12,7 @@ from mmcl_book.experiments import gmc, handwriting, missing, parts, small
 from mmcl_core.data import Digits
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import embed_all, partial_to_complete
-from mmcl_core.evaluation.missing import MissingModality
+from mmcl_core.evaluation.missing import MissingModality, closeness
 from mmcl_core.evaluation.summary import shape_and_colour
 from mmcl_core.losses import gmc_loss
 from mmcl_core.methods import GMC, LateFusion
@@ -151,16 +151,6 @@ def test_what_says_the_same_of_scenes() -> None:
 # --- what is measured -----------------------------------------------------------------------------
 
 
-@sizes
-@given(seeds, st.integers(2, 9))
-def test_cosines_are_means_over_pairs(seed: int, n: int) -> None:
-    part, whole = unit(n, 3, seed), unit(n, 3, seed + 1)
-    table = part @ whole.T
-    same, other = parts.cosines(part, whole)
-    assert same == pytest.approx(float(table.diag().mean()))
-    assert other == pytest.approx(float(table[~torch.eye(n, dtype=torch.bool)].mean()))
-
-
 def test_halves_of_the_class() -> None:
     labels = torch.tensor([0, 7, 14, 35])  # shape * 6 + colour
     found = MissingModality({}, 0.0, {("image",): torch.tensor([0, 13, 13, 30])}, True)
@@ -206,9 +196,7 @@ def test_watching_keeps_where_the_test_samples_lie(runs, monkeypatch) -> None:
     assert list(last) == [("top",), ("bottom",), ("word",), ("top", "bottom", "word")]
     assert torch.equal(last[("top",)], embed_all(trained.method, trained.test, ("top",)))
     close = partial_to_complete(trained.method, trained.test, trained.modalities)[("top",)]
-    assert parts.cosines(last[("top",)], last[trained.modalities]) == pytest.approx(
-        (close.same, close.other), abs=1e-6
-    )
+    assert closeness(last[("top",)], last[trained.modalities]) == close
 
 
 def test_an_unknown_kind_is_named() -> None:

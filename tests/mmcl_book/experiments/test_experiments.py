@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mmcl_book.experiments import granularity, missing, noise, small
 from mmcl_book.experiments.gap import embed_both
-from mmcl_book.records.making import EXPERIMENTS
+from mmcl_book.records.making import EXPERIMENTS, experiment
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
 from mmcl_core.data.noise import UNSEEN, with_unseen_words
@@ -22,7 +22,7 @@ from tests.tiny import EPOCHS, SCENES, mean_recall, said, same_texts, shrink
 
 sizes = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 10_000)
-CONDITIONS = [(name, condition) for name, of in EXPERIMENTS.items() for condition in of.CONDITIONS]
+CONDITIONS = [(name, of) for name in EXPERIMENTS for of in experiment(name).CONDITIONS]
 # Those that differ in more than a number.
 DIFFERENT = [
     ("gap", "learned 0.07"), ("gap", "fixed 0.01"),
@@ -46,11 +46,11 @@ def runs():
     known: dict[tuple[str, str, int], dict[str, float]] = {}
 
     def run(name: str, condition: str, seed: int, *, again: bool = False) -> dict[str, float]:
-        config = dict(EXPERIMENTS[name].CONDITIONS[condition])
+        config = dict(experiment(name).CONDITIONS[condition])
         if "epochs" in config:
             config["epochs"] = min(config["epochs"], EPOCHS)
         if again or (name, condition, seed) not in known:
-            known[name, condition, seed] = EXPERIMENTS[name].run(seed, **config)
+            known[name, condition, seed] = experiment(name).run(seed, **config)
         return known[name, condition, seed]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -72,8 +72,8 @@ def untrained(monkeypatch):
 
 @pytest.mark.parametrize(("name", "condition"), CONDITIONS)
 def test_run_takes_every_condition(name: str, condition: str) -> None:
-    config = EXPERIMENTS[name].CONDITIONS[condition]
-    inspect.signature(EXPERIMENTS[name].run).bind(0, **config)
+    config = experiment(name).CONDITIONS[condition]
+    inspect.signature(experiment(name).run).bind(0, **config)
     assert json.loads(json.dumps(config)) == config
     if name == "missing":  # what run passes on to the classifier
         settings = {key: value for key, value in config.items() if key != "weights"}

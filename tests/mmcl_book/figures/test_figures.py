@@ -60,7 +60,6 @@ DRAWINGS = {
     "overlays": lambda: figures.overlays(
         PICTURES, torch.rand(5, 4, 4), ["red"] * 5, title="Found", label="cosine",
         outlines=torch.arange(24).expand(5, 24, 24) > EDGES,
-        points=torch.full((5, 2), 3),
     ),
     "overlays of bytes": lambda: figures.overlays(
         (255 * PICTURES).byte(), torch.zeros(5, 2, 2), title="Found"
@@ -438,3 +437,21 @@ def test_boxes_of_a_diagram_stay_inside() -> None:
 def test_what_no_diagram_can_be_drawn_of(boxes, arrows, alt: str, match: str) -> None:
     with pytest.raises(MMCLError, match=match):
         figures.diagram(boxes, arrows, alt=alt)
+
+
+# --- the card of scores ---------------------------------------------------------------------------
+
+
+def test_scorecard_writes_numbers_and_leaves_gaps() -> None:
+    figure = figures.scorecard(
+        ["a", "b"],
+        {"one": [0.25, 0.5], "two": [None, 3.0]},
+        places={"one": [0.0, 1.0], "two": [None, 0.4]},
+        title="b is the best",
+    )
+    assert isinstance(figure, Figure)
+    axis = figure.axes[0]
+    assert {text.get_text() for text in axis.texts} == {"0.25", "0.50", "3.00"}
+    light, dark = (axis.patches[i].get_facecolor()[:3] for i in (0, 1))
+    assert sum(light) > sum(dark)
+    assert axis.patches[2].get_hatch()

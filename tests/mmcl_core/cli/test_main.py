@@ -370,7 +370,7 @@ NEW = ["train", "--method", "clip", "--data", "shapes", "--out", "OUT"]
         ([*NEW, "--objects", "2-9"], "1 <= low <= high <= 4; got (2, 9)"),
         ([*NEW, "--size", "25"], "size must be an even number"),
         ([*NEW, "--pairs", "64"], "at least one batch of 128 samples; the data has 64"),
-        ([*NEW, "--pairs", "64", "--batch-size", "8", "--lr", "-1"], "lr must be above 0"),
+        ([*NEW, "--pairs", "64", "--batch-size", "8", "--lr", "-1"], "lr must be a number in"),
         ([*NEW, "--split", "train"], "--split: only for --data FOLDER; got --data shapes"),
         ([*NEW, "--data", ".", "--pairs", "9"], "--pairs: only for --data shapes; got --data ."),
         ([*NEW, "--data", "nowhere"], "nowhere: expected a folder with one of captions.txt"),

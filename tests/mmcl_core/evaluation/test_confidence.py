@@ -123,7 +123,7 @@ X, Y = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
         (X.long(), Y, 15, ShapeError, "logits: expected floats"),
         (X[:0], Y[:0], 15, ShapeError, "logits: .*not empty"),
         (X / 0, Y, 15, ShapeError, "logits: expected finite"),
-        (X, Y, 0, MMCLError, "bins must be at least 1; got 0"),
+        (X, Y, 0, MMCLError, "bins must be a whole number, at least 1; got 0"),
     ],
 )
 def test_calibration_refuses(logits, labels, bins, error, message):

@@ -243,7 +243,7 @@ def test_an_identical_caption_is_correct():
         ((draw(3, 2) * math.nan, draw(3, 2)), {}, ShapeError, "3 of 3 rows have NaN"),
         ((draw(3, 2), torch.tensor([[1.0, 0], [0, 0], [0, 1]])), {}, ShapeError,
          "keys: .* 1 of 3 rows are zero, the first is row 1"),
-        ((draw(3, 2), draw(3, 2), 0), {}, MMCLError, "from 1 to the number of keys, 3; got 0"),
+        ((draw(3, 2), draw(3, 2), 0), {}, MMCLError, "k must be a whole number, at least 1; got 0"),
         ((draw(3, 2), draw(3, 2), (1, 4)), {}, MMCLError, "got"),
         ((draw(3, 2), draw(3, 2), ()), {}, MMCLError, "got"),
         ((draw(3, 2), draw(3, 2)), {"groups": torch.arange(4)}, ShapeError, r"integers \[3\]"),
@@ -402,8 +402,8 @@ X, Y = draw(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
         ((X, Y * 0, X, Y * 0), {}, r"two classes to train on; got \[0\]"),
         ((X, torch.stack([Y % 2, Y * 0], 1), X, torch.stack([Y % 2, Y * 0], 1)), {}, "in column 1"),
         ((X, Y % 2, X, Y), {}, r"that training has; got also \[2\]"),
-        ((X, Y, X, Y), {"C": 0.0}, "C must be above 0"),
-        ((X, Y, X, Y), {"max_iter": 0}, "max_iter at least 1"),
+        ((X, Y, X, Y), {"C": 0.0}, "C must be a number in"),
+        ((X, Y, X, Y), {"max_iter": 0}, "max_iter must be a whole number, at least 1"),
     ],
 )
 def test_probe_refuses(args, kwargs, message):
@@ -526,7 +526,7 @@ SEEN, SEEN_Y = eyes(40, 0)
         ({"train_y": SEEN_Y % 3}, MMCLError, r"that training has; got also \[3\]"),
         ({"train_y": SEEN_Y + 4, "test_y": SEEN_Y + 4, "classifier": "own"}, MMCLError,
          "from 0 to 4, the classes of the method; got up to 7"),
-        ({"C": 0.0}, MMCLError, "C must be above 0"),
+        ({"C": 0.0}, MMCLError, "C must be a number in"),
         ({"batch_size": 0}, MMCLError, "batch_size"),
         ({"method": Picky()}, MissingModalityError, "Picky needs a"),
         ({"method": Named(), "classifier": "own"}, MMCLError, r"logits\(batch\); Named has none"),

@@ -541,7 +541,7 @@ def test_head_losses_are_those_of_the_whole_batch_and_the_mode_stays():
     assert not any(p.grad is not None for p in model.parameters())
     with pytest.raises(ShapeError, match="got 0"):
         head_losses(model, train, {})
-    with pytest.raises(ShapeError, match="0 at once"):
+    with pytest.raises(MMCLError, match="batch_size must be a whole number, at least 1; got 0"):
         head_losses(model, train, validation, batch_size=0)
     with pytest.raises(MissingModalityError, match="label"):
         head_losses(model, train, {m: validation[m] for m in WIDTHS})

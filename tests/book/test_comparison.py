@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.book.test_from_scratch import definitions
+from tests.book.chapter import definitions
 from tests.mmcl_book.methods.test_comparison_methods import build, scenes
 
 PAGE = "synthesis/comparison"
