@@ -112,7 +112,7 @@ def test_unusable_word_lists(words, message):
 def test_unusable_arguments():
     with pytest.raises(MMCLError, match="max_length must be a whole number, at least 3"):
         WordTokenizer(["red"], max_length=2)
-    with pytest.raises(MMCLError, match="min_count: expected at least 1, got 0"):
+    with pytest.raises(MMCLError, match="min_count must be a whole number, at least 1; got 0"):
         WordTokenizer.fit(TEXTS, min_count=0)
     with pytest.raises(MMCLError, match="max_words"):
         WordTokenizer.fit(TEXTS, max_words=0)
