@@ -233,6 +233,23 @@ def test_two_processes_train_as_one(run, tmp_path) -> None:
 # --- a folder of pictures -------------------------------------------------------------------------
 
 
+def test_words_that_a_run_does_not_know_are_told_and_are_no_one_text(run, tmp_path) -> None:
+    """Bug report 2: captions in unknown words counted as one text, and recall was 1.000."""
+    out, other = tmp_path / "run", draw_folder(tmp_path / "other", n=40)
+    names = [f"{i}.png" for i in range(40)]
+    (other / "captions.txt").write_text(
+        "\n".join(["image,caption", *(f"{name},a corgi{i}" for i, name in enumerate(names))])
+    )
+    arguments = ["--method", "clip", "--data", draw_folder(tmp_path / "data"), *SMALL]
+    assert run("train", *arguments, "--epochs", 1, "--out", out)[0] == 0
+    code, printed, said = run("evaluate", out, "--data", other, "--json")
+    assert code == 0
+    assert "warning: 40 words are not known to the tokenizer (corgi0, corgi1, " in said
+    found = json.loads(printed)["recall"]["values"]
+    assert found["chance@1"] == pytest.approx(1 / 40)
+    assert max(found["image_to_caption@1"], found["caption_to_image@1"]) <= 1 / 40
+
+
 def test_a_folder_trains_and_is_measured(run, tmp_path, monkeypatch) -> None:
     folder, out = draw_folder(tmp_path / "data"), tmp_path / "run"
     monkeypatch.chdir(tmp_path)
