@@ -185,6 +185,25 @@ def test_what_is_no_feature(data, tmp_path, encode, message) -> None:
     assert not list(tmp_path.glob("*.npy"))
 
 
+def test_an_encoder_in_half_precision_that_draws_leaves_the_random_state(data, tmp_path) -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(3, 4)
+
+        def forward(self, pictures):
+            torch.rand(1)
+            return self.map(pictures.mean((2, 3)))
+
+    encode = Small().bfloat16()
+    before = torch.get_rng_state()
+    features = get(data, encode, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert encode.training
+    expected = encode.float()(torch.stack([data[i]["image"] for i in range(N)])).detach()
+    assert np.allclose(features, expected.numpy(), atol=0.02)
+
+
 @pytest.mark.parametrize("settings", [{"name": "a/b"}, {"name": ""}, {"batch_size": 0}])
 def test_settings_that_cannot_be(data, tmp_path, settings) -> None:
     with pytest.raises(MMCLError, match=r"expected a name of letters|batch_size must be .*got 0"):

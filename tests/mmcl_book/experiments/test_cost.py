@@ -1,5 +1,8 @@
 """The cost of a step: memory in closed form, time by a clock of ours, and nothing left behind."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -73,6 +76,30 @@ def test_weights_modes_gradients_and_random_state_stay() -> None:
     assert not method.training
     assert all(p.grad is None for p in method.parameters())
     assert all(torch.equal(before[k], v) for k, v in method.query.state_dict().items())
+
+
+def test_a_frozen_part_stays_in_eval_mode_and_all_modes_come_back() -> None:
+    class Parts(Known):
+        def __init__(self) -> None:
+            super().__init__(1)
+            self.encoder = nn.Linear(2, 2).requires_grad_(False).eval()
+            self.drop, self.seen = nn.Dropout(), set()
+
+        def loss(self, batch):
+            self.seen.add((self.encoder.training, self.drop.training))
+            torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
+            return super().loss(batch)
+
+    for whole in (False, True):
+        method = Parts()
+        if whole:
+            method.eval()
+        modes = [part.training for part in method.modules()]
+        states = np.random.get_state()[2], random.getstate()  # noqa: NPY002
+        step_costs({"parts": (method, {})}, rounds=np.int64(1))
+        assert (np.random.get_state()[2], random.getstate()) == states  # noqa: NPY002
+        assert method.seen == {(False, True)}
+        assert [part.training for part in method.modules()] == modes
 
 
 def test_every_step_ends_with_after_step() -> None:

@@ -1,6 +1,8 @@
 """Measures against naive loops, closed forms, NumPy and scikit-learn."""
 
+import inspect
 import math
+import random
 import subprocess
 import sys
 
@@ -12,16 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mmcl_core import evaluation
 from mmcl_core.data.groups import caption_groups
 from mmcl_core.data.tokenizer import WordTokenizer
 from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
 from mmcl_core.evaluation import (
+    accuracy_at_rate,
     alignment,
+    calibration,
     cone,
     embed_all,
     linear_probe,
     missing_modality,
     modality_gap,
+    partial_to_complete,
+    pointing_game,
     recall_at_k,
     retrieval,
     shift_gap,
@@ -650,3 +657,128 @@ def test_measures_refuse(call, message):
 def test_importing_evaluation_does_not_import_scikit_learn():
     code = "import sys, mmcl_core.evaluation; assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- what is left as it was: random states, modes, types of floats --------------------------------
+
+
+class Drawing(Named):
+    """Its embeddings and logits draw from every global generator."""
+
+    def embed(self, batch: dict[str, Tensor]) -> Tensor:
+        noise = torch.rand(1) + np.random.rand() + random.random()  # noqa: NPY002
+        return F.normalize(super().embed(batch) + 0.01 * noise, dim=1)
+
+    logits = embed
+
+
+def states() -> list[object]:
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return [torch.get_rng_state().tolist(), keys.tolist(), rest, random.getstate()]
+
+
+def pairs(n: int = 12) -> dict[str, Tensor]:
+    words = torch.arange(n)[:, None] % 3 + torch.zeros(1, 5)
+    return {"image": draw(n, 5), "caption": words}
+
+
+CLASSES = torch.arange(12) % 3
+
+# Of each public function of `mmcl_core.evaluation`, a call on a method that draws.
+CALLS = {
+    "embed_all": lambda method: embed_all(method, pairs()),
+    "linear_probe": lambda method: linear_probe(draw(12, 5), CLASSES, draw(12, 5), CLASSES),
+    "missing_modality": lambda method: missing_modality(
+        method, pairs(), CLASSES, pairs(), CLASSES, ("image", "caption"), classifier="own"
+    ),
+    "accuracy_at_rate": lambda method: accuracy_at_rate(
+        missing_modality(method, pairs(), CLASSES, pairs(), CLASSES, ("image", "caption")),
+        CLASSES, "image", 0.5,
+    ),
+    "partial_to_complete": lambda method: partial_to_complete(
+        method, pairs(), ("image", "caption")
+    ),
+    "zero_shot": lambda method: zero_shot(method, draw(12, 5), [["a b"], ["b a"]], Padded()),
+    "recall_at_k": lambda method: recall_at_k(draw(5, 3), draw(5, 3)),
+    "modality_gap": lambda method: modality_gap(draw(5, 3), draw(5, 3)),
+    "shift_gap": lambda method: shift_gap(draw(5, 3), draw(5, 3, seed=1), 0.5),
+    "cone": lambda method: cone(draw(5, 3)),
+    "alignment": lambda method: alignment(draw(5, 3), draw(5, 3)),
+    "uniformity": lambda method: uniformity(draw(5, 3)),
+    "calibration": lambda method: calibration(draw(12, 3), CLASSES),
+    "pointing_game": lambda method: pointing_game(draw(2, 2, 2), torch.ones(2, 4, 4).bool()),
+}  # fmt: skip
+
+
+class Padded:
+    """What `zero_shot` asks of a tokenizer: here floats, as `Named` takes them."""
+
+    def encode_batch(self, texts: list[str]) -> Tensor:
+        return draw(len(texts), 5)
+
+
+def test_there_is_a_call_of_each_public_function():
+    functions = {n for n in evaluation.__all__ if inspect.isfunction(getattr(evaluation, n))}
+    assert CALLS.keys() == functions
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_random_states_and_modes_are_left_as_they_were(name):
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)  # noqa: NPY002
+    method = Drawing()
+    method.maps["caption"].eval()
+    method.maps["image"].requires_grad_(False)
+    modes, before = [part.training for part in method.modules()], states()
+    CALLS[name](method)
+    assert states() == before
+    assert [part.training for part in method.modules()] == modes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_embed_all_brings_floats_to_the_type_of_the_method(dtype):
+    method = Named()
+    expected = embed_all(method, pairs(), ("image", "caption"))
+    found = embed_all(method.to(dtype), pairs(), ("image", "caption"))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+def test_a_method_in_half_precision_is_measured_by_all():
+    method = Named().bfloat16()
+    method.logits = method.embed
+    for name in ("missing_modality", "partial_to_complete", "zero_shot"):
+        CALLS[name](method)
+
+
+def test_measures_under_a_default_of_float64():
+    method, data = Named(), pairs()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = zero_shot(method, data["image"], [["a"], ["b"]], Padded()).scores
+        assert found.dtype == torch.float32
+        assert embed_all(Named(), data).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    """And True is none (bug report 23)."""
+    x = draw(6, 3)
+    two = np.int64(2)
+    assert recall_at_k(x, x, two) == recall_at_k(x, x, 2) == 1
+    assert recall_at_k(x, x, np.array([1, 2])) == recall_at_k(x, x, [1, 2])
+    assert list(recall_at_k(x, x, np.array([1, 2]))) == [1, 2]
+    assert torch.equal(embed_all(m := Named(), pairs(), batch_size=two), embed_all(m, pairs()))
+    calibration(draw(12, 3), CLASSES, bins=two)
+    for call in (
+        lambda: recall_at_k(x, x, True),
+        lambda: recall_at_k(x, x, [1, 2.0]),
+        lambda: recall_at_k(x, x, []),
+        lambda: embed_all(Named(), pairs(), batch_size=True),
+        lambda: embed_all(Named(), pairs(), batch_size="2"),
+        lambda: calibration(draw(12, 3), CLASSES, bins=2.5),
+        lambda: linear_probe(x, CLASSES[:6], x, CLASSES[:6], max_iter=True),
+        lambda: linear_probe(x, CLASSES[:6], x, CLASSES[:6], C="1"),
+    ):
+        with pytest.raises(MMCLError):
+            call()

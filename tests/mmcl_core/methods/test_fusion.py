@@ -4,6 +4,7 @@ import copy
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -539,6 +540,9 @@ def test_head_losses_are_those_of_the_whole_batch_and_the_mode_stays():
         expected = [float(model.loss(batch)[name].detach()) for batch in (train, validation)]
         assert found[name] == pytest.approx(expected)
     assert not any(p.grad is not None for p in model.parameters())
+    in_double = head_losses(model.double(), train, validation, batch_size=np.int64(8))
+    for name in HEADS:
+        assert in_double[name] == pytest.approx(found[name], rel=1e-5)
     with pytest.raises(ShapeError, match="got 0"):
         head_losses(model, train, {})
     with pytest.raises(MMCLError, match="batch_size must be a whole number, at least 1; got 0"):
