@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +100,7 @@ def _key(data: CaptionFolder, encode: Any) -> str:
         about = path.stat()
         digest.update(f"\0{path.name}\0{about.st_size}\0{about.st_mtime_ns}".encode())
     for module in _modules(encode, set()):
-        for name, value in module.state_dict().items():
+        for name, value in chain(module.named_parameters(), module.named_buffers()):
             digest.update(f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
             digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -304,12 +305,8 @@ class FeatureEncoder(nn.Module):
 
     def __init__(self, features: int, *, width: int = 128, depth: int = 1, heads: int = 4) -> None:
         super().__init__()
-        if features < 1 or width < 1 or depth < 0:
-            raise MMCLError(
-                "features and width: expected at least 1, depth at least 0; got "
-                f"{features}, {width} and {depth}"
-            )
-        self.features, self.width = features, width
+        self.features, self.width = check_count("features", features), check_count("width", width)
+        check_count("depth", depth, 0)
         # Others' features come at any scale.
         self.map = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmcl_core.batches import Batch
 from mmcl_core.errors import MMCLError, ShapeError
-
-Batch = dict[str, Tensor]
 
 _WRAPPED = "_orig_mod"  # what torch.compile(module) calls the module within
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmcl_book.experiments.cost import StepCost, step_costs
 from mmcl_core.errors import MMCLError
-from mmcl_core.evaluation.cost import StepCost, step_costs
 from mmcl_core.grounding import ground
 from mmcl_core.losses import clip_loss, gmc_loss, queue_info_nce, siglip_loss
 from mmcl_core.sparsemax import sparsemax

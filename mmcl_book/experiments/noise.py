@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mmcl_book.experiments import small
 from mmcl_book.experiments.gap import embed_both
+from mmcl_book.experiments.unseen_words import unseen_words, with_unseen_words
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.groups import first_captions
-from mmcl_core.data.noise import unseen_words, with_unseen_words
 from mmcl_core.methods import CLIP
 
 DETAIL, COUNT = 3, 2  # of the captions; names in each that has some

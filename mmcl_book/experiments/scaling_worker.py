@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmcl_book.experiments.cost import step_costs
 from mmcl_core.batches import Batch
 from mmcl_core.distributed import (
     alone,
@@ -27,7 +28,6 @@ from mmcl_core.distributed import (
     rank,
     world_size,
 )
-from mmcl_core.evaluation.cost import step_costs
 from mmcl_core.losses import clip_loss, gmc_loss
 
 BATCH, FEATURES, DIM, ROUNDS = 1024, 128, 64, 3  # BATCH of all processes together

@@ -6,28 +6,30 @@
 """
 
 import contextlib
-import inspect
+import hashlib
 import json
+import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from mmcl_core import __version__
-from mmcl_core.cli import recipes
+from mmcl_core.checkpoints import load_checkpoint, read_checkpoint
+from mmcl_core.cli.registry import METHODS, Recipe
 from mmcl_core.data import CaptionFolder, ShapesCaptions, WordTokenizer
 from mmcl_core.distributed import world_size
-from mmcl_core.errors import CheckpointError
-from mmcl_core.evaluation import summary as measures
+from mmcl_core.errors import CheckpointError, MMCLError
 from mmcl_core.files import write_whole
 
 DATA_SEED = 0  # of the scenes that are trained on
-METHODS = {**recipes.RECIPES, "fusion": recipes.fusion}
 
-# What a run is made with, where nothing else is said; epochs and batch are the recipe's.
-ALWAYS = {"lr": recipes.Recipe._field_defaults["lr"], "seed": 0, "autocast": False}
+# What a run is made with where nothing else is asked for. The rest is the method's own.
+ALWAYS = {"seed": 0, "autocast": False}
 OF_SHAPES = {"pairs": 5000, "detail": 4, "objects": "1-3", "size": 48}
 OF_A_FOLDER = {"split": None, "skip_bad_rows": False, "size": 64}
 
@@ -62,9 +64,7 @@ class Run:
             return self.scenes(self.pairs or 0, DATA_SEED)
         words = folder / "tokenizer.json"
         tokenizer = WordTokenizer.load(words) if words.exists() else None
-        return self.pictures(
-            self.data, self.split, tokenizer, skip_bad_rows=bool(self.skip_bad_rows)
-        )
+        return self.pictures(self.data, self.split, tokenizer, bool(self.skip_bad_rows))
 
     def scenes(self, n: int, seed: int, *, objects: str | None = None) -> ShapesCaptions:
         """Scenes like those of the training; `objects` may be other ones."""
@@ -74,7 +74,7 @@ class Run:
         )
 
     def pictures(
-        self, root: str, split: str | None, words: WordTokenizer | None, *, skip_bad_rows: bool
+        self, root: str, split: str | None, words: WordTokenizer | None, skip_bad_rows: bool
     ) -> CaptionFolder:
         """A folder of pictures, read like that of the training."""
         return CaptionFolder(
@@ -83,29 +83,18 @@ class Run:
             size=self.size,
             tokenizer=words,
             on_error="skip" if skip_bad_rows else "raise",
-            keep_duplicates=True,  # two people may write the same words: no reason to stop
         )
 
-    def recipe(self, data: Any) -> recipes.Recipe:
-        """The method with the weights of the start, and what it is trained with.
-
-        Seeds torch's generator.
-        """
-        torch.manual_seed(self.seed)
-        settings: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size}
-        if self.method == "fusion":
-            labels = measures.shape_and_colour(data)
-            settings |= {"labels": labels, "classes": measures.CLASSES}
-        return METHODS[self.method](data, **settings)._replace(lr=self.lr)
-
-    def steps(self, data: Any) -> int:
+    def steps(self, samples: int) -> int:
         """Steps of the whole training."""
-        return self.epochs * (len(data) // self.batch_size)
+        return self.epochs * (samples // self.batch_size)
 
-
-def default(method: str, argument: str) -> Any:
-    """What the recipe of a method has for `epochs` or `batch_size`."""
-    return inspect.signature(METHODS[method]).parameters[argument].default
+    def recipe(self, data: Any, steps: int) -> Recipe:
+        """The method with the weights of the start, and what it is trained with."""
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: it would seed GPUs, too, where nothing is drawn.
+            torch.default_generator.manual_seed(self.seed)
+            return METHODS[self.method].recipe(data, self.batch_size, steps)
 
 
 def read_run(folder: Path) -> Run:
@@ -115,32 +104,38 @@ def read_run(folder: Path) -> Run:
         CheckpointError: there is no run.json, or it holds something else.
     """
     path = folder / "run.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: expected the folder of a run, found no run.json in it")
     try:
-        return Run(**json.loads(path.read_text(encoding="utf-8"))["arguments"])
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder}: expected the folder of a run, found no run.json in it"
-        ) from error
+        found = dict(json.loads(path.read_text(encoding="utf-8"))["arguments"])
     except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: expected the arguments of a run, found no such") from error
+    types = {field.name: cast(type, field.type) for field in fields(Run)}
+    wrong = [name for name, of in types.items() if not isinstance(found.get(name), of)]
+    wrong += [name for name in found if name not in types]
+    if wrong or found["method"] not in METHODS:
         raise CheckpointError(
-            f"{path}: expected the arguments of a run, found something else ({error})"
-        ) from error
+            f"{path}: expected the arguments of a run; {', '.join(wrong or ['method'])} cannot be"
+        )
+    return Run(**found)
 
 
 @contextlib.contextmanager
 def recorded(run: Run, data: Any, folder: Path) -> Iterator[None]:
     """Writes what a new run is; after an error before its first checkpoint, takes it away again."""
     made = not folder.exists()
-    files = (
-        [folder / "run.json"] if run.shapes else [folder / "tokenizer.json", folder / "run.json"]
-    )
+    files = [folder / "run.json"] + ([] if run.shapes else [folder / "tokenizer.json"])
     versions = {"mmcl_core": __version__, "torch": torch.__version__, "processes": world_size()}
+    content = json.dumps({"arguments": asdict(run), "begun_with": versions}, indent=2)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files[0].touch(exist_ok=False)  # of two that begin at once, one goes on
+    except FileExistsError as error:
+        raise MMCLError(f"{folder}: another training began there; take another --out") from error
+    try:
         if not run.shapes:
-            data.tokenizer.save(files[0])
-        content = json.dumps({"arguments": asdict(run), "begun_with": versions}, indent=2)
-        write_whole(files[-1], f"{content}\n")
+            data.tokenizer.save(files[1])
+        write_whole(files[0], f"{content}\n")
         yield
     except BaseException:
         if not (folder / "checkpoint.pt").exists():
@@ -150,3 +145,68 @@ def recorded(run: Run, data: Any, folder: Path) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # someone else has put something there
                     folder.rmdir()
         raise
+
+
+# --- a run that is ready for use ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run, ready for use; the data that it was trained on is not needed.
+
+    Attributes:
+        folder: where it lies.
+        arguments: what it was trained with.
+        method: with the weights of the checkpoint, in eval mode.
+        tokenizer: its words.
+        step: steps done, of `steps`.
+        checkpoint: a hash of the checkpoint file.
+    """
+
+    folder: Path
+    arguments: Run
+    method: nn.Module
+    tokenizer: WordTokenizer
+    step: int
+    steps: int
+    checkpoint: str
+
+    @property
+    def name(self) -> str:
+        """Of the method, such as "clip"."""
+        return self.arguments.method
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the pictures that it takes."""
+        return self.arguments.size
+
+
+class _Like(SimpleNamespace):
+    """One sample, of which only its kind is known."""
+
+    def __len__(self) -> int:
+        return 1
+
+
+def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
+    """Loads what `python -m mmcl_core train` left in a folder.
+
+    Raises:
+        CheckpointError: it is not the folder of a run, or its checkpoint cannot be used.
+        DataError: its tokenizer cannot be read.
+    """
+    folder = Path(folder)
+    run, path = read_run(folder), folder / "checkpoint.pt"
+    like: Any  # all that a recipe asks of the data of a training
+    if run.shapes:
+        like = run.scenes(1, DATA_SEED)
+    else:
+        words = WordTokenizer.load(folder / "tokenizer.json")
+        empty, one = words.encode_batch([""])[:, None], torch.arange(1)
+        like = _Like(size=run.size, tokenizer=words, sentences=empty, rows=one)
+    # What cools takes as long as the training; how long that is, the checkpoint knows.
+    steps = run.steps(read_checkpoint(path).settings.get("samples", 0))
+    method = run.recipe(like, steps).method
+    step, code = load_checkpoint(path, method).step, hashlib.sha256(path.read_bytes()).hexdigest()
+    return TrainedRun(folder.resolve(), run, method.eval(), like.tokenizer, step, steps, code)

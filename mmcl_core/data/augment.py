@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from mmcl_core.batches import Batch, index, require, trimmed
 from mmcl_core.data.groups import caption_codes, codes_of
 from mmcl_core.data.tokenizer import END, PAD, START, UNK
-from mmcl_core.errors import DataError, MMCLError, ShapeError
+from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count, check_number
 
 Augment = Callable[[Batch], Batch]
 
@@ -194,8 +194,7 @@ def word_dropout(p: float = 0.1, *, unk: int = UNK, view: bool = False) -> Augme
         MMCLError: `p` is outside [0, 1].
         MissingModalityError: a batch comes without "caption".
     """
-    if not 0 <= p <= 1:
-        raise MMCLError(f"p: expected a probability in [0, 1], got {p}")
+    check_number("p", p, "[0, 1]")
 
     def apply(batch: Batch) -> Batch:
         require(batch, "word_dropout needs", "caption")
@@ -250,8 +249,7 @@ def moco_v2(
         MissingModalityError: a batch comes without "image".
         ShapeError: "image" is not float `[B, 3, H, W]`, or the batch is empty.
     """
-    if size < 1:
-        raise MMCLError(f"size: expected at least 1 pixel, got {size}")
+    size = check_count("size", size)
     _check_views(views)
     try:
         import kornia.augmentation as K

@@ -30,7 +30,7 @@ from mmcl_core.batches import Batch, BatchDataset, row_of
 from mmcl_core.data.groups import text_codes
 from mmcl_core.data.pictures import as_images, decode, in_threads
 from mmcl_core.data.tokenizer import END, SPECIALS, START, UNK, WordTokenizer, split_words
-from mmcl_core.errors import DataError, MMCLError
+from mmcl_core.errors import DataError, MMCLError, check_count
 
 # The second name is that of the authors' archive, spelled so.
 _FLICKR_FOLDERS = (
@@ -48,18 +48,16 @@ class CaptionFolder(BatchDataset):
 
     The layout is recognised from the first of these that is there:
 
-    - ``captions.txt`` or ``results.csv``: a table with the columns ``image`` and ``caption``
-      (Flickr8k as found today) or ``image_name`` and ``comment`` (Flickr30k), parted by commas,
-      semicolons, tabs or ``|``, quoted where a caption has one of these;
+    - ``captions.txt`` (Flickr8k as found today) or ``results.csv`` (Flickr30k): a table with the
+      columns ``image`` and ``caption``, or ``image_name`` and ``comment``, parted by commas,
+      semicolons, tabs or ``|``, and quoted where a caption has one of these;
     - ``Flickr8k.token.txt`` or ``results_20130124.token``: lines ``name.jpg#0<TAB>caption`` (the
       authors' archives);
     - ``annotations/captions_<split>.json``: COCO captions; pictures in ``<split>/``.
 
-    Pictures of the first two lie in ``Images/``, ``Flicker8k_Dataset/``, ``Flickr8k_Dataset/``,
-    ``flickr30k_images/`` or ``flickr30k-images/``.
-
-    A picture without a row in these files is not part of the data. Pictures come in the order in
-    which the files first name them; a picture's captions in the order of the files.
+    Pictures of the first two lie in ``Images/``, or in the folder of the archive. A picture without
+    a row in these files is not part of the data. Pictures come in the order in which the files
+    first name them; a picture's captions in the order of the files.
 
     Pictures are decoded when asked for: turned upright by their EXIF tag, converted to RGB, and the
     largest centred square is resized to `size` (bicubic), as CLIP does it. A JPEG is decoded at a
@@ -70,9 +68,10 @@ class CaptionFolder(BatchDataset):
     too long, a picture that is missing: with ``on_error="raise"`` all of them are reported in one
     `DataError`, with file and row. With ``on_error="skip"`` they are left out, a warning says how
     many and which, and `skipped` lists every one. An unreadable picture shows only when it is
-    decoded. With "raise" that is a `DataError` then, with file and row. With "skip" each picture is
-    decoded once at the start, so that the length and the numbering stay fixed and training cannot
-    stop half-way: this takes as long as one pass over the pictures.
+    decoded: a `DataError` with file and row. With "skip" each picture is decoded once at the start,
+    so that training cannot stop half-way; this takes as long as one pass over the pictures.
+
+    A batch has "image", "caption" (the first of each picture), "text" (its code) and "index".
 
     Attributes:
         paths: the picture files, `N` of them.
@@ -123,23 +122,16 @@ class CaptionFolder(BatchDataset):
         on_error: Literal["raise", "skip"] = "raise",
         keep_duplicates: bool = True,
     ) -> None:
-        if size < 1:
-            raise MMCLError(f"size: expected at least 1 pixel, got {size}")
-        if sentences < 1:
-            raise MMCLError(f"sentences: expected at least 1, got {sentences}")
+        self.size, sentences = check_count("size", size), check_count("sentences", sentences)
         if on_error not in ("raise", "skip"):
             raise MMCLError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
-        if tokenizer is not None and max_length not in (None, tokenizer.max_length):
+        limit = 64 if tokenizer is None else tokenizer.max_length
+        if tokenizer is not None and max_length not in (None, limit):
             raise MMCLError(
-                f"max_length: expected the tokenizer's limit {tokenizer.max_length}, got "
-                f"{max_length}; leave max_length out, or fit another tokenizer"
+                f"max_length: expected the tokenizer's limit {limit}, got {max_length}; leave "
+                "max_length out, or fit another tokenizer"
             )
-        limit = 64 if max_length is None else max_length
-        if tokenizer is not None:
-            limit = tokenizer.max_length
-        if limit < 3:
-            raise MMCLError(f"max_length: expected at least 3, got {max_length}")
-        self.size = size
+        limit = limit if max_length is None else check_count("max_length", max_length, 3)
 
         problems: list[str] = []
         rows = [
@@ -151,7 +143,7 @@ class CaptionFolder(BatchDataset):
         ]
         if problems and on_error == "raise":
             raise DataError(
-                f"{_summary(problems)}. Correct the rows, or pass on_error='skip' to leave them out"
+                f"{summary(problems)}. Correct the rows, or pass on_error='skip' to leave them out"
             )
         by_path: dict[str, list[_Row]] = {}
         for row in rows:
@@ -164,7 +156,7 @@ class CaptionFolder(BatchDataset):
                 ]
         if problems:
             warnings.warn(
-                f"CaptionFolder left rows out: {_summary(problems)}. The attribute `skipped` "
+                f"CaptionFolder left rows out: {summary(problems)}. The attribute `skipped` "
                 "lists all",
                 stacklevel=2,
             )
@@ -176,12 +168,15 @@ class CaptionFolder(BatchDataset):
         self._captions = [[row.caption for row in found] for found in by_path.values()]
         self._where = [found[0].where for found in by_path.values()]
         words = [[row.words for row in found] for found in by_path.values()]
-        self.tokenizer = _fit(words, limit) if tokenizer is None else tokenizer
+        counts = Counter(word for texts in words for text in texts for word in text.split())
+        told = sorted(counts, key=lambda word: (-counts[word], word))  # as `WordTokenizer.fit`
+        self.tokenizer = tokenizer or WordTokenizer(told, max_length=limit)
         self.sentences, self.texts = _encode(words, self.tokenizer, sentences)
         self.rows = torch.arange(len(self.paths))
-        if unknown := _unknown(words, self.tokenizer):
+        known = set(self.tokenizer.words)
+        if unknown := [word for word in told if word not in known]:
             count = int((self.sentences[:, 0] == UNK).any(1).sum())
-            examples = ", ".join(islice(unknown, 5)) + ", ..." * (len(unknown) > 5)
+            examples = ", ".join(unknown[:5]) + ", ..." * (len(unknown) > 5)
             warnings.warn(
                 f"{len(unknown)} words are not known to the tokenizer ({examples}) and are read as "
                 f"<unk>; the first captions of {count} of {len(self)} pictures hold some",
@@ -242,7 +237,7 @@ class _Source:
 
 
 def _find_sources(root: Path, split: str | None, problems: list[str]) -> list[_Source]:
-    readers = dict.fromkeys(_TABLES, _read_columns) | dict.fromkeys(_TOKENS, _read_tokens)
+    readers = dict.fromkeys(_TABLES, read_table) | dict.fromkeys(_TOKENS, _read_tokens)
     for name, read in readers.items():
         if (file := root / name).is_file():
             return [_flickr_source(root, split, file, read, problems)]
@@ -345,7 +340,7 @@ def _lines(path: Path, problems: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def read_table(
-    path: Path, image: Sequence[str], caption: Sequence[str], problems: list[str]
+    path: Path, problems: list[str], columns: Sequence[Sequence[str]] = COLUMNS
 ) -> Iterator[tuple[str, str, str]]:
     """Yields place, name of the picture and caption of each row of a table with a header.
 
@@ -354,9 +349,9 @@ def read_table(
 
     Args:
         path: the file.
-        image: names that the column of the pictures may have, in small letters.
-        caption: likewise of the captions.
         problems: gets a line about each row that cannot be used.
+        columns: names, in small letters, that the column of the pictures may have; and that of the
+            captions.
 
     Raises:
         DataError: the header has not these columns.
@@ -365,13 +360,13 @@ def read_table(
     header = lines[0][1] if lines else ""
     for comma in ",;\t|":
         names = [name.strip().strip('"').lower() for name in header.split(comma)]
-        at, of = (next((n for n in names if n in known), None) for known in (image, caption))
+        at, of = (next((n for n in names if n in known), None) for known in columns)
         if at is not None and of is not None:
             break
     else:
         raise DataError(
-            f"{path}, line 1: expected a header with the columns {image[0]!r} and {caption[0]!r}, "
-            f"got {header[:60]!r}"
+            f"{path}, line 1: expected a header with the columns {columns[0][0]!r} and "
+            f"{columns[1][0]!r}, got {header[:60]!r}"
         )
     place, text, done = names.index(at), names.index(of), 0
     for i, (number, line) in enumerate(lines[1:], start=1):
@@ -407,10 +402,6 @@ def _quoted(lines: list[tuple[int, str]], i: int, comma: str) -> tuple[list[str]
             if "end of data" not in str(error):
                 break
     raise first or csv.Error("no row")
-
-
-def _read_columns(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
-    return read_table(path, *COLUMNS, problems)
 
 
 def _read_tokens(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
@@ -480,7 +471,8 @@ def _fields(entry: Any, *names: str) -> list[Any]:
     return [entry.get(name) if isinstance(entry, dict) else None for name in names]
 
 
-def _summary(problems: list[str], shown: int = 5) -> str:
+def summary(problems: list[str], shown: int = 5) -> str:
+    """How many rows cannot be used, and what is wrong with the first ones."""
     text = "; ".join(islice(problems, shown))
     more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
     return f"{len(problems)} row{'s' * (len(problems) > 1)} cannot be used: {text}{more}"
@@ -497,23 +489,6 @@ def _unreadable(paths: list[str], size: int) -> list[tuple[str, Exception]]:
         return None
 
     return [failed for failed in in_threads(check, paths) if failed is not None]
-
-
-def _fit(words: list[list[str]], max_length: int) -> WordTokenizer:
-    """What `WordTokenizer.fit` makes of the captions of all pictures, from their words."""
-    counts: Counter[str] = Counter()
-    for captions in words:
-        for caption in captions:
-            counts.update(caption.split())
-    return WordTokenizer(sorted(counts, key=lambda w: (-counts[w], w)), max_length=max_length)
-
-
-def _unknown(words: list[list[str]], tokenizer: WordTokenizer) -> list[str]:
-    """The words of all captions that a tokenizer does not know, by falling count."""
-    known = set(tokenizer.words)
-    texts = chain.from_iterable(words)
-    counts = Counter(w for text in texts for w in text.split() if w not in known)
-    return [word for word, _ in counts.most_common()]
 
 
 def _encode(

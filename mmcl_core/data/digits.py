@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmcl_core.batches import Batch, BatchDataset, row_of
 from mmcl_core.data.tokenizer import WordTokenizer
-from mmcl_core.errors import MMCLError
+from mmcl_core.errors import MMCLError, check_count
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HALVES = {"rows": ("top", "bottom"), "columns": ("left", "right")}
@@ -64,8 +64,7 @@ class Digits(BatchDataset):
             raise MMCLError(f"split must be 'train', 'validation', 'test' or 'all'; got {split!r}")
         if cut not in HALVES:
             raise MMCLError(f"cut must be 'rows' or 'columns'; got {cut!r}")
-        if seed < 0:
-            raise MMCLError(f"seed must be at least 0; got {seed}")
+        seed = check_count("seed", seed, 0)
         # Here, so that the library can be imported without it.
         from sklearn.datasets import load_digits
 

@@ -6,17 +6,16 @@ import csv
 import json
 import os
 import warnings
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 
-from mmcl_core.data.captions import COLUMNS, read_table
+from mmcl_core.data.captions import COLUMNS, read_table, summary
 from mmcl_core.data.shapes import ShapesCaptions
 from mmcl_core.data.tokenizer import split_words
-from mmcl_core.errors import DataError, MMCLError
+from mmcl_core.errors import DataError, MMCLError, check_number
 from mmcl_core.files import new_folder
 
 _SIDEWAYS = 6  # the EXIF tag "turn by a quarter, clockwise"
@@ -54,8 +53,7 @@ def draw_folder(
     """
     if layout not in ("flickr", "coco"):
         raise MMCLError(f"layout: expected 'flickr' or 'coco', got {layout!r}")
-    if not 1 <= quality <= 95:
-        raise MMCLError(f"quality: expected 1 to 95, got {quality}")
+    check_number("quality", quality, "[1, 95]")
     scenes = ShapesCaptions(n, **settings)
     names = [f"{i:06}.jpg" for i in range(n)]
     told = [
@@ -117,16 +115,10 @@ def link_folder(
     files: dict[str, Path] = {}
     if not table.is_file():
         raise DataError(f"{table}: expected a table of pictures and captions, got no such file")
-    pictured, said = COLUMNS
+    given = zip((image, caption), COLUMNS, strict=True)
+    columns = [known if name is None else (name.lower(),) for name, known in given]
     try:
-        found = list(
-            read_table(
-                table,
-                pictured if image is None else (image.lower(),),
-                said if caption is None else (caption.lower(),),
-                problems,
-            )
-        )
+        found = list(read_table(table, problems, columns))
     except DataError as error:
         raise DataError(f"{error}; image= and caption= name other columns") from error
     for where, name, text in found:
@@ -143,13 +135,11 @@ def link_folder(
         else:
             rows.append((flat, " ".join(text.split())))
     if problems:
-        told = "; ".join(islice(problems, 5)) + "; and more" * (len(problems) > 5)
         if on_error == "raise":
             raise DataError(
-                f"{len(problems)} rows cannot be used: {told}. Correct them, or pass "
-                "on_error='skip' to leave them out"
+                f"{summary(problems)}. Correct them, or pass on_error='skip' to leave them out"
             )
-        warnings.warn(f"link_folder left {len(problems)} rows out: {told}", stacklevel=2)
+        warnings.warn(f"link_folder left rows out: {summary(problems)}", stacklevel=2)
     if not rows:
         raise DataError(f"{table}: expected rows with a picture and a caption, got none")
     with new_folder(root) as part:

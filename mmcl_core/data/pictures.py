@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from mmcl_core.batches import Batch, BatchDataset, Indices, index
-from mmcl_core.errors import DataError, MMCLError
+from mmcl_core.errors import DataError, check_count
 
 # Names that end so are taken for pictures.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -29,7 +29,7 @@ class PictureFolder(BatchDataset):
 
     They come in the order of their names. What begins with a dot is left out; links to folders are
     not followed. A picture is decoded when asked for, as `CaptionFolder` does it: so a method that
-    was trained on the one can embed the other.
+    was trained on the one can embed the other. A batch has "image" and "index".
 
     Attributes:
         root: the folder.
@@ -49,9 +49,7 @@ class PictureFolder(BatchDataset):
     _each = ("names",)
 
     def __init__(self, root: str | os.PathLike[str], *, size: int = 64) -> None:
-        if size < 1:
-            raise MMCLError(f"size: expected at least 1 pixel, got {size}")
-        self.root, self.size = Path(root), size
+        self.root, self.size = Path(root), check_count("size", size)
         if not self.root.is_dir():
             raise DataError(f"{root}: expected a folder of pictures, got no such folder")
         self.names = sorted(_names(self.root))

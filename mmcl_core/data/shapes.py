@@ -35,7 +35,7 @@ from mmcl_core.data.drawing import (
     uniform,
 )
 from mmcl_core.data.tokenizer import WordTokenizer
-from mmcl_core.errors import DataError, MMCLError
+from mmcl_core.errors import DataError, MMCLError, check_count
 
 NAMED_AT_DETAIL = {1: ATTRIBUTES[:1], 2: ATTRIBUTES[:2], 3: ATTRIBUTES[:4], 4: ATTRIBUTES}
 
@@ -59,6 +59,8 @@ WORDS = tuple(_word_list())
 
 class ShapesCaptions(BatchDataset):
     """Scenes of shapes with captions, tags, masks and attributes.
+
+    A batch has "image", "caption" (the first sentence), "tags" and "index".
 
     Args:
         n: number of scenes.
@@ -101,6 +103,8 @@ class ShapesCaptions(BatchDataset):
         synonyms: bool = True,
         attributes: Mapping[str, np.ndarray | Tensor | Sequence[Sequence[int]]] | None = None,
     ) -> None:
+        size, n = check_count("size", size), check_count("n", n)
+        seed, sentences = check_count("seed", seed, 0), check_count("sentences", sentences)
         if size < 24 or size % 2:
             raise MMCLError(f"size must be an even number of pixels, at least 24; got {size}")
         if detail not in NAMED_AT_DETAIL:
@@ -108,11 +112,6 @@ class ShapesCaptions(BatchDataset):
         if not 1 <= objects[0] <= objects[1] <= 4:
             raise MMCLError(
                 f"objects must be (low, high) with 1 <= low <= high <= 4; got {objects}"
-            )
-        if n < 1 or sentences < 1 or seed < 0:
-            raise MMCLError(
-                "n and sentences must be at least 1 and seed at least 0; "
-                f"got n={n}, sentences={sentences}, seed={seed}"
             )
         for name in tags:
             _known_attribute(name)

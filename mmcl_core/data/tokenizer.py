@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmcl_core.errors import DataError, MMCLError, ShapeError
+from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count
 from mmcl_core.files import write_whole
 
 PAD, START, END, UNK = 0, 1, 2, 3
@@ -64,10 +64,7 @@ class WordTokenizer:
     def __init__(self, words: Sequence[str], *, max_length: int = 64) -> None:
         if isinstance(words, str):
             raise DataError(f"words: expected a list of words, got one string {_shorten(words)!r}")
-        if max_length < 3:
-            raise MMCLError(
-                f"max_length: expected at least 3 (<start>, one word, <end>), got {max_length}"
-            )
+        self.max_length = check_count("max_length", max_length, 3)  # <start>, one word, <end>
         for word in words:
             if word in SPECIALS:
                 raise DataError(f"words: {word!r} is a special token and is added by itself")
@@ -81,7 +78,6 @@ class WordTokenizer:
         if len(self._ids) < len(self._words):
             twice = [word for word, count in Counter(self._words).items() if count > 1]
             raise DataError(f"words: expected each word once, got these more often: {twice[:10]}")
-        self.max_length = max_length
 
     @classmethod
     def fit(
@@ -106,10 +102,9 @@ class WordTokenizer:
         """
         if isinstance(texts, str):
             raise DataError(f"texts: expected several texts, got one string {_shorten(texts)!r}")
-        if min_count < 1:
-            raise MMCLError(f"min_count: expected at least 1, got {min_count}")
-        if max_words is not None and max_words < 1:
-            raise MMCLError(f"max_words: expected at least 1 or None, got {max_words}")
+        min_count = check_count("min_count", min_count)
+        if max_words is not None:
+            max_words = check_count("max_words", max_words)
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(split_words(text))
@@ -227,11 +222,9 @@ class WordTokenizer:
             ) from error
         if not isinstance(content, dict) or content.get("format") != _FILE_FORMAT:
             raise DataError(f"{path}: expected JSON with format {_FILE_FORMAT!r}, got another file")
-        words, max_length = content.get("words"), content.get("max_length")
+        words, max_length = content.get("words"), content.get("max_length", 0)
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{path}: expected 'words' to be a list of strings")
-        if type(max_length) is not int:
-            raise DataError(f"{path}: expected 'max_length' to be an integer, got {max_length!r}")
         try:
             return cls(words, max_length=max_length)
         except MMCLError as error:

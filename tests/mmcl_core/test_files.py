@@ -13,7 +13,7 @@ import torch
 
 from mmcl_core import files
 from mmcl_core.checkpoints import save_checkpoint
-from mmcl_core.cli.search import PictureIndex
+from mmcl_core.cli import PictureIndex
 from mmcl_core.data.tokenizer import WordTokenizer
 from mmcl_core.errors import DataError
 

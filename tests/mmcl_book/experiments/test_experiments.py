@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from mmcl_book.experiments import granularity, missing, noise, small
 from mmcl_book.experiments.gap import embed_both
+from mmcl_book.experiments.unseen_words import UNSEEN, with_unseen_words
 from mmcl_book.records.making import EXPERIMENTS, experiment
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
-from mmcl_core.data.noise import UNSEEN, with_unseen_words
 from mmcl_core.data.shapes import SYNONYMS
 from tests.compare import unit
 from tests.tiny import EPOCHS, SCENES, mean_recall, said, same_texts, shrink

@@ -330,11 +330,11 @@ def test_a_folder_of_another_kind(tmp_path):
 
 
 def test_arguments_out_of_range(flickr):
-    with pytest.raises(MMCLError, match="size: expected at least 1 pixel, got 0"):
+    with pytest.raises(MMCLError, match="size must be a whole number, at least 1; got 0"):
         CaptionFolder(flickr, size=0)
     with pytest.raises(MMCLError, match="sentences"):
         CaptionFolder(flickr, sentences=0)
-    with pytest.raises(MMCLError, match="max_length: expected at least 3, got 0"):
+    with pytest.raises(MMCLError, match="max_length must be a whole number, at least 3; got 0"):
         CaptionFolder(flickr, max_length=0)
     with pytest.raises(MMCLError, match="'raise' or 'skip', got 'ignore'"):
         CaptionFolder(flickr, on_error="ignore")

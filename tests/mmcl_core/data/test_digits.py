@@ -75,7 +75,7 @@ def test_single_samples_are_rows_of_the_batch() -> None:
     [
         ({"split": "tests"}, "split must be .* got 'tests'"),
         ({"cut": "diagonal"}, "cut must be .* got 'diagonal'"),
-        ({"seed": -1}, "seed must be at least 0; got -1"),
+        ({"seed": -1}, "seed must be a whole number, at least 0; got -1"),
     ],
 )
 def test_wrong_arguments_are_named(settings: dict, said: str) -> None:

@@ -125,10 +125,10 @@ def test_a_row_that_cannot_be_used(mine, message) -> None:
     path = table(mine, [*ROWS[:2], BROKEN[message]])
     with pytest.raises(DataError) as error:
         link_folder(mine.parent / "root", pictures=mine, table=path)
-    assert "1 rows cannot be used: table.csv, line 3: " in str(error.value)
+    assert "1 row cannot be used: table.csv, line 3: " in str(error.value)
     assert message in str(error.value)
     assert not (mine.parent / "root").exists()
-    with pytest.warns(UserWarning, match="left 1 rows out"):
+    with pytest.warns(UserWarning, match="left rows out: 1 row"):
         link_folder(mine.parent / "root", pictures=mine, table=path, on_error="skip")
     assert len(CaptionFolder(mine.parent / "root")) == 1
 

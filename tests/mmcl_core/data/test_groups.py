@@ -91,7 +91,7 @@ def test_words_of_a_text_in_other_letters_and_signs_are_the_same_text(breeds) ->
 
 
 def test_it_is_told_which_words_are_unknown(breeds) -> None:
-    with pytest.warns(UserWarning, match=r"9 words are not known to the tokenizer \(sofa, ") as w:
+    with pytest.warns(UserWarning, match=r"9 words are not known to the tokenizer \(beach, ") as w:
         CaptionFolder(breeds, **UNKNOWN)
     assert len(w) == 1
     assert "the first captions of 20 of 20 pictures hold some" in str(w[0].message)

@@ -64,7 +64,7 @@ def test_what_is_no_folder_of_pictures(tmp_path, folder) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"one of \.jpg, .* got none"):
         PictureFolder(tmp_path / "empty")
-    with pytest.raises(MMCLError, match="at least 1 pixel"):
+    with pytest.raises(MMCLError, match="size must be a whole number, at least 1"):
         PictureFolder(folder, size=0)
     for indices in ([], [[0]]):
         with pytest.raises(ShapeError, match="indices: expected"):

@@ -301,7 +301,7 @@ def test_scenes_can_be_given() -> None:
         ({"detail": 5}, "detail must be 1, 2, 3 or 4; got 5"),
         ({"objects": (0, 2)}, "objects must be"),
         ({"objects": (3, 2)}, "objects must be"),
-        ({"n": 0}, "n=0"),
+        ({"n": 0}, "n must be .* got 0"),
         ({"tags": ("shape", "mood")}, "unknown attribute 'mood'; known are shape"),
         ({"attributes": {"mood": [[0]]}}, "unknown attribute 'mood'"),
         ({"attributes": {"shape": [[0]]}}, "not given"),

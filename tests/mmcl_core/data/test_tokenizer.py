@@ -110,9 +110,9 @@ def test_unusable_word_lists(words, message):
 
 
 def test_unusable_arguments():
-    with pytest.raises(MMCLError, match="max_length: expected at least 3"):
+    with pytest.raises(MMCLError, match="max_length must be a whole number, at least 3"):
         WordTokenizer(["red"], max_length=2)
-    with pytest.raises(MMCLError, match="min_count: expected at least 1, got 0"):
+    with pytest.raises(MMCLError, match="min_count must be a whole number, at least 1; got 0"):
         WordTokenizer.fit(TEXTS, min_count=0)
     with pytest.raises(MMCLError, match="max_words"):
         WordTokenizer.fit(TEXTS, max_words=0)
@@ -173,7 +173,7 @@ GOOD = {"format": "mmcl_core.WordTokenizer.1", "max_length": 8, "words": ["red"]
         (json.dumps({**GOOD, "format": "else"}), "got another file"),
         (json.dumps({**GOOD, "words": "red"}), "list of strings"),
         (json.dumps({**GOOD, "words": ["red", 3]}), "list of strings"),
-        (json.dumps({**GOOD, "max_length": "8"}), "'max_length' to be an integer"),
+        (json.dumps({**GOOD, "max_length": "8"}), "max_length must be a whole number"),
         (json.dumps({**GOOD, "max_length": 1}), "at least 3"),
         (json.dumps({**GOOD, "words": ["red", "red"]}), r"tokenizer\.json: words: .*'red'"),
         (b"\xff\xfe", "UTF-8"),

@@ -3,8 +3,6 @@
 import inspect
 import math
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -652,11 +650,6 @@ ZERO = torch.tensor([[1.0, 0], [0, 0]])
 def test_measures_refuse(call, message):
     with pytest.raises(MMCLError, match=message):
         call()
-
-
-def test_importing_evaluation_does_not_import_scikit_learn():
-    code = "import sys, mmcl_core.evaluation; assert 'sklearn' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- what is left as it was: random states, modes, types of floats --------------------------------

@@ -658,30 +658,33 @@ def test_cuda_gives_what_the_cpu_gives() -> None:
 # --- it learns ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_it_learns_within_and_between_the_modalities() -> None:
-    lab = ShapesCaptions(256)
+    """Recall ends at 0.57; with another's captions at 0.08, as at the start: that is chance."""
+    lab = ShapesCaptions(128, size=24)
     torch.manual_seed(0)
     model = MCT(
-        ImageEncoder(width=32), CaptionEncoder(len(lab.tokenizer), width=32),
-        tags=lab.tags.shape[1], dim=16, queue=128,
+        ImageEncoder(size=24, width=32), CaptionEncoder(len(lab.tokenizer), width=32),
+        tags=lab.tags.shape[1], dim=16, queue=64,
     )  # fmt: skip
+
+    def recalls() -> list[float]:
+        image, caption = (embed_all(model, lab, (name,)) for name in ("image", "caption"))
+        return [recall_at_k(image, caption, 10), recall_at_k(caption, image, 10)]
+
+    assert max(recalls()) < 0.2
     views = moco_v2(
-        48, views=("image_view",), scale=(0.7, 1.0), jitter=(0.2, 0.2, 0.2, 0.0),
+        24, views=("image_view",), scale=(0.7, 1.0), jitter=(0.2, 0.2, 0.2, 0.0),
         grayscale_p=0.0, blur_p=0.0,
     )  # fmt: skip
     augment = compose(paraphrase(lab, view=True), views)
-    model.warm_start([augment(lab.batch(range(128)))])  # now losses can be compared
+    model.warm_start([augment(lab.batch(range(64)))])  # now losses can be compared
     history = fit(
-        model, lab, epochs=20, batch_size=32, lr=3e-3, progress=False, augment=augment
+        model, lab, epochs=24, batch_size=32, lr=3e-3, progress=False, augment=augment
     )  # fmt: skip
     for name in ("image", "caption", "image_to_caption", "caption_to_image"):
         means = history.epoch_means(name)
-        assert means[-1] < 0.9 * means[0], name
-    image, caption = (embed_all(model, lab, (name,)) for name in ("image", "caption"))
-    chance = 10 / len(lab)
-    assert recall_at_k(image, caption, 10) > 5 * chance
-    assert recall_at_k(caption, image, 10) > 5 * chance
+        assert means[-1] < 0.85 * means[0], name
+    assert min(recalls()) > 0.35
 
 
 # --- one number for a caption, and what a batch must hold -----------------------------------------

@@ -575,8 +575,8 @@ def test_missing_modalities_are_named() -> None:
 # --- it learns ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_it_learns_that_paraphrases_say_the_same() -> None:
+    """Recall ends at 0.46 to 0.80, by seed; at 0.01 if a caption is paired with the next one's."""
     lab = ShapesCaptions(256)
     torch.manual_seed(0)
     encoder = CaptionEncoder(len(lab.tokenizer), width=32)
@@ -589,8 +589,8 @@ def test_it_learns_that_paraphrases_say_the_same() -> None:
 
     before = recall()
     fit(
-        model, lab, epochs=30, batch_size=32, lr=3e-3, progress=False,
+        model, lab, epochs=10, batch_size=32, lr=1e-2, progress=False,
         augment=paraphrase(lab, view=True),
     )  # fmt: skip
     assert before < 0.1
-    assert recall() > 0.5
+    assert recall() > 0.3

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from mmcl_book.experiments import cost as module
 from mmcl_book.experiments import small
+from mmcl_book.experiments.cost import step_costs
 from mmcl_core.errors import MMCLError
-from mmcl_core.evaluation import cost as module
-from mmcl_core.evaluation.cost import step_costs
 from mmcl_core.methods import MoCo
 
 MIB = 2**18  # floats

@@ -8,7 +8,7 @@ from torch import Tensor
 from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.shapes import ShapesCaptions
 from mmcl_core.data.tokenizer import END, WordTokenizer
-from mmcl_core.errors import DataError, MMCLError
+from mmcl_core.errors import DataError, check_count, check_number
 
 # Names of people; none is a word of the laboratory.
 UNSEEN = (
@@ -44,10 +44,7 @@ def with_unseen_words(
         DataError: the captions have such words already, the attribute is unknown, or a scene has
             no first object.
     """
-    if not 0 <= rate <= 1 or count < 1:
-        raise MMCLError(
-            f"expected a rate in [0, 1] and a count of at least 1; got {rate} and {count}"
-        )
+    rate, count = check_number("rate", rate, "[0, 1]"), check_count("count", count)
     known = data.tokenizer.words
     if set(UNSEEN) & set(known):
         raise DataError("expected captions without unseen words; these have some already")
