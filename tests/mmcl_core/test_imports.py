@@ -155,7 +155,7 @@ def test_the_floors_are_kept(copy) -> None:
     ("file", "line", "said"),
     [
         # B15: of `from mmcl_core import x`, the test by hand saw nothing.
-        ("mmcl_core/data/noise.py", "from mmcl_core import training", "mmcl_core.training"),
+        ("mmcl_core/data/groups.py", "from mmcl_core import training", "mmcl_core.training"),
         ("mmcl_core/losses/clip.py", "def f():\n    from mmcl_core import evaluation as e; e",
          "mmcl_core.evaluation"),
         ("mmcl_core/encoders.py", "from . import methods", "mmcl_core.methods"),

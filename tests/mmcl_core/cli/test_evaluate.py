@@ -108,8 +108,12 @@ def test_captions_of_unknown_words_are_counted(run, runs, photos, tmp_path) -> N
     code, _, err = run("evaluate", runs["words"], "--data", tmp_path)
     assert code == 0
     [line] = [line for line in err.splitlines() if line.startswith("warning")]
-    assert "43 words are not in the training (beagle, at, top, number0, " in line
+    assert "43 words are not in the training (at, beagle, top, number0, " in line
     assert line.endswith("the first captions of 40 of 96 pictures hold some")
+    # 40 texts of one picture each, and one text of 56: not one of 96, whose recall is 1.000.
+    found = json.loads(run("evaluate", runs["words"], "--data", tmp_path, "--json")[1])
+    chance = found["recall"]["values"]["chance@1"]
+    assert chance == pytest.approx((40 * 1 + 56 * 56) / 96**2)
     code, _, err = run("evaluate", runs["words"])
     assert (code, err) == (0, "")
 
