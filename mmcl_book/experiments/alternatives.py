@@ -27,6 +27,7 @@ from mmcl_core.data.shapes import SYNONYMS
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import summary as measures
 from mmcl_core.methods import FDT
+from mmcl_core.modules import evaluating
 from mmcl_core.training import fit
 
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -198,16 +199,15 @@ def drawn(method: MVAE | MMVAE) -> dict[str, float]:
     return measured
 
 
-@torch.no_grad()
 def reconstructions(
     method: MVAE | MMVAE, data: ShapesCaptions, present: tuple[str, ...], modality: str
 ) -> Tensor:
     """`method.reconstruct` of a whole data set, from the modalities that are present."""
-    method.eval()
     rows = []
-    for some in torch.arange(len(data)).split(250):
-        batch = data.batch(some)
-        rows.append(method.reconstruct({m: batch[m] for m in present}, modality))
+    with evaluating(method):
+        for some in torch.arange(len(data)).split(250):
+            batch = data.batch(some)
+            rows.append(method.reconstruct({m: batch[m] for m in present}, modality))
     return torch.cat(rows)
 
 
@@ -244,19 +244,18 @@ def weights_of(method: FDT | CodeCLIP, data: ShapesCaptions) -> dict[str, Tensor
     return {name: read(name) for name in comparison.MODALITIES}
 
 
-@torch.no_grad()
 def calls(method: FDT | CodeCLIP, data: ShapesCaptions, name: str) -> tokens.Calls:
     """Which patch, or word, calls which entry; of hard codes, each calls its own."""
     if isinstance(method, FDT):
         return tokens.calls(method, data, name)
-    method.eval()
     found = []
-    for rows in torch.arange(len(data)).split(250):
-        batch = data.batch(rows)
-        codes = method.ground({name: batch[name]}, name).codes
-        real = batch["caption"] != 0 if name == "caption" else torch.ones_like(codes).bool()
-        sample, place = real.nonzero(as_tuple=True)
-        found.append((codes[real], rows[sample], place, torch.ones(len(sample))))
+    with evaluating(method):
+        for rows in torch.arange(len(data)).split(250):
+            batch = data.batch(rows)
+            codes = method.ground({name: batch[name]}, name).codes
+            real = batch["caption"] != 0 if name == "caption" else torch.ones_like(codes).bool()
+            sample, place = real.nonzero(as_tuple=True)
+            found.append((codes[real], rows[sample], place, torch.ones(len(sample))))
     return tokens.Calls(*map(torch.cat, zip(*found, strict=True)))
 
 

@@ -17,6 +17,7 @@ from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.shapes import SYNONYMS
 from mmcl_core.encoders import ImageEncoder
 from mmcl_core.methods import FDT
+from mmcl_core.modules import evaluating
 from mmcl_core.sparsemax import sparsemax
 
 OFTEN = 20  # calls from which on a token is judged
@@ -36,19 +37,16 @@ class Calls(NamedTuple):
         return Calls(*(each[rows[self.weight[rows].argsort(descending=True)]] for each in self))
 
 
-@torch.no_grad()
 def calls(method: FDT, data: ShapesCaptions, name: str) -> Calls:
     """All calls by the pictures (`name` "image") or by the first sentences ("caption")."""
-    method.eval()
     silent = 0.0 if method.heads[name].padding == "zero" else -torch.inf
     found = []
-    for rows in torch.arange(len(data)).split(250):
-        scores, weights, mask = method.token_attention(
-            {name: data.batch(rows)[name]}
-        )[name]  # fmt: skip
-        caller = scores.masked_fill(~mask[:, :, None], silent).argmax(1)  # [B, C]
-        sample, token = weights.nonzero(as_tuple=True)
-        found.append((token, rows[sample], caller[sample, token], weights[sample, token]))
+    with evaluating(method):
+        for rows in torch.arange(len(data)).split(250):
+            scores, weights, mask = method.token_attention({name: data.batch(rows)[name]})[name]
+            caller = scores.masked_fill(~mask[:, :, None], silent).argmax(1)  # [B, C]
+            sample, token = weights.nonzero(as_tuple=True)
+            found.append((token, rows[sample], caller[sample, token], weights[sample, token]))
     return Calls(*map(torch.cat, zip(*found, strict=True)))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, Data
-from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.errors import MMCLError, ShapeError, check_count
 from mmcl_core.evaluation.checks import _check_classes, _labels, _matrix, _unit
 from mmcl_core.evaluation.embedding import _rows, embed_all
 from mmcl_core.evaluation.probes import _chance, _fit_probe
@@ -139,7 +139,9 @@ def accuracy_at_rate(
             f"expected labels {list(found.predictions[complete].shape)}, one for each prediction; "
             f"got {list(labels.shape)}"
         )
-    noise = torch.rand(len(labels), generator=torch.Generator().manual_seed(seed))
+    noise = torch.rand(
+        len(labels), generator=torch.Generator().manual_seed(check_count("seed", seed, 0))
+    )
     told = torch.where(noise < rate, found.predictions[rest], found.predictions[complete])
     return (told == labels).double().mean().item()
 
