@@ -4,7 +4,7 @@
 PYTHON ?= python3  # any of 3.11 to 3.13, for the environment
 IN_VENV := .venv/bin/python
 
-.PHONY: book test lint notebooks records bench serve pdf shots clean environment
+.PHONY: book test lint numerics notebooks records bench serve pdf shots clean environment
 
 book: environment  ## the book, in _build/html
 	@$(IN_VENV) tools/build.py
@@ -14,6 +14,9 @@ test: environment  ## every check
 
 lint: environment  ## style and types only
 	@$(IN_VENV) tools/check.py lint
+
+numerics: environment  ## the tests that compute, as other processors compute
+	@$(IN_VENV) tools/check.py numerics
 
 notebooks: environment  ## the notebooks beside the chapters
 	@$(IN_VENV) tools/notebooks.py

@@ -114,7 +114,8 @@ def main() -> None:
     with sync_playwright() as playwright:
         page = chromium.launch(playwright).new_page()
         page.goto(source.as_uri())
-        page.evaluate("window.MathJax.startup.promise")
+        if faults := chromium.formula_faults(page):
+            sys.exit("\n".join(["The PDF is not printed. Of its formulas:", *faults]))
         page.pdf(
             path=PDF,
             format="A4",

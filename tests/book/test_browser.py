@@ -9,6 +9,7 @@ import gzip
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+import chromium
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
@@ -21,6 +22,8 @@ WIDTHS = [360, 768, 1440, 1920]  # pixels: a phone, a tablet, two screens
 # at 95 kB, Chromium shows it after 1.6 s.
 BEFORE_TEXT = 120_000  # bytes, compressed as GitHub Pages sends them
 CODE = "book/foundations/laboratory"  # a page with every kind of code
+# With widgets and formulas; with many formulas; deeper than the others.
+FROM_DISK = ["book/intro", "book/methods/fdt", "book/reference/api/losses"]
 METHODS = ["CLIP", "SigLIP", "MoCo", "MCT", "FDT", "GMC", "LateFusion", "MVAE"]
 VIEWS = "script[type='application/vnd.jupyter.widget-view+json']"
 
@@ -36,15 +39,14 @@ class Opened:
     foreign: list[str] = field(default_factory=list)
 
 
-@pytest.fixture(params=["server", "disk"])
-def open_page(request, browser: Browser, site: str):
+@pytest.fixture
+def open_page(browser: Browser, site: str):
     """A function that opens a page of the book by its name and waits until it stands."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(20_000)
     vendored = (ROOT / "book" / "_extra" / "vendor" / "complete.txt").exists()
-    base = site if request.param == "server" else HTML.as_uri()
 
-    def open_(name: str) -> Opened:
+    def open_(name: str, base: str) -> Opened:
         opened = Opened(context.new_page())
 
         def note_console(message: ConsoleMessage) -> None:
@@ -68,9 +70,6 @@ def open_page(request, browser: Browser, site: str):
         if opened.page.locator(VIEWS).count():
             # The html-manager draws all widgets of a page in one go, after the page has loaded.
             opened.page.locator(".jupyter-widgets").first.wait_for(state="attached")
-        opened.page.wait_for_function(
-            "() => !window.MathJax?.startup?.promise || MathJax.startup.promise.then(() => true)"
-        )
         return opened
 
     yield open_
@@ -78,30 +77,51 @@ def open_page(request, browser: Browser, site: str):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_page(name: str, open_page) -> None:
+def test_page(name: str, open_page, site: str) -> None:
     """Everything about one page, so that it is loaded once."""
-    opened = open_page(name)
-    check_formulas(opened.page)
-    if served := opened.page.url.startswith("http"):  # what is the same from disk: once
-        check_access(opened.page)
+    opened = open_page(name, site)
+    assert not (faults := chromium.formula_faults(opened.page)), faults
+    check_access(opened.page)
     show_folded(opened.page)
     check_widgets(opened.page)
-    if served:
-        check_widths(opened.page)
-        check_print(opened.page)
+    check_widths(opened.page)
+    check_print(opened.page)
+    check_console(opened)
+
+
+@pytest.mark.parametrize("name", FROM_DISK)
+def test_page_from_disk(name: str, open_page) -> None:
+    """What differs is where the page looks for its files: the same on all pages of one depth."""
+    opened = open_page(name, HTML.as_uri())
+    assert not (faults := chromium.formula_faults(opened.page)), faults
+    show_folded(opened.page)
+    check_widgets(opened.page)
+    check_console(opened)
+
+
+def test_each_depth_is_opened_from_disk() -> None:
+    assert {name.count("/") for name in FROM_DISK} == {name.count("/") for name in PAGES}
+
+
+def test_a_formula_that_is_not_rendered_is_found(browser: Browser) -> None:
+    page = browser.new_page()
+    page.set_content(
+        '<p class="math">\\(a \\frac b c\\)</p><p class="math"><mjx-container>x</mjx-container></p>'
+        '<p class="math"><mjx-container><i data-mjx-error="Missing }">x</i></mjx-container></p>'
+        '<mjx-assistive-mml><i mathcolor="red">\\nosuch</i></mjx-assistive-mml>'
+    )
+    assert chromium.formula_faults(page) == [
+        r"not rendered: \(a \frac b c\)",
+        "an error: Missing }",
+        r"unknown to MathJax: \nosuch",
+    ]
+    page.close()
+
+
+def check_console(opened: Opened) -> None:
+    """The page asks no other host for anything, and reports no error."""
     assert not opened.foreign, f"asked other hosts for {opened.foreign}"
     assert not opened.errors, "errors in the console:\n" + "\n".join(opened.errors)
-
-
-def check_formulas(page: Page) -> None:
-    """Each formula is rendered, and none as an error."""
-    formulas = page.locator(".math")
-    rendered = page.locator(".math:has(mjx-container)")
-    assert rendered.count() == formulas.count(), "formulas that are not rendered"
-    errors = page.locator("[data-mjx-error]")
-    assert errors.count() == 0, errors.first.get_attribute("data-mjx-error")
-    undefined = page.locator("mjx-assistive-mml [mathcolor=red]")  # how MathJax marks them
-    assert undefined.count() == 0, f"unknown to MathJax: {undefined.first.text_content()}"
 
 
 def check_access(page: Page) -> None:

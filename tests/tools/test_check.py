@@ -3,9 +3,12 @@
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import check
+import chromium
 import pytest
+from playwright.sync_api import Error
 
 from tests import ROOT
 
@@ -154,6 +157,15 @@ def test_nothing_is_installed_unasked(ci: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(check.subprocess, "run", lambda command, **_: ran.append(command))
     check.install_browser()
     assert [command[1] for command in ran] == (["update", "install"] if ci else [])
+
+
+def test_without_a_browser_there_is_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(**_):
+        raise Error("BrowserType.launch: Executable doesn't exist at /home\n╔═══ ...")
+
+    playwright = SimpleNamespace(chromium=SimpleNamespace(launch=launch))
+    with pytest.raises(SystemExit, match=r"(?s)doesn't exist at /home\).*apt-get install chromium"):
+        chromium.launch(playwright)
 
 
 def test_a_check_that_does_not_exist_is_named() -> None:
