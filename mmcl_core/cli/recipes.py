@@ -52,16 +52,16 @@ def mct(data: Any, *, epochs: int = 8, batch_size: int = 64) -> Recipe:
 
 
 def fdt(data: Any, *, epochs: int = 12, batch_size: int = 128) -> Recipe:
-    """512 tokens, cooled from 300 to 15; two layers over the words."""
+    """512 entries in the codebook, cooled from 300 to 15; two layers over the words."""
     steps = epochs * (len(data) // batch_size)
     cooling = Cooling(300.0, 15.0, max(steps, 1))
-    method = FDT(_image(data), _caption(data, depth=2), temperature=cooling)
+    method = FDT(_image(data), _caption(data, depth=2), grounding_temperature=cooling)
     return Recipe(method, paraphrase(data), epochs, batch_size)
 
 
 def gmc(data: Any, *, epochs: int = 8, batch_size: int = 128) -> Recipe:
     """Pictures, captions, and tags where the data has them."""
-    return Recipe(GMC(_all(data)), paraphrase(data), epochs, batch_size)
+    return Recipe(GMC(_all(data), dim=64), paraphrase(data), epochs, batch_size)
 
 
 def fusion(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from mmcl_core.errors import MMCLError, ShapeError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -19,8 +24,60 @@ def without_autocast(values: Tensor) -> torch.autocast:
     return torch.autocast(values.device.type, enabled=False)
 
 
-def scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bool) -> Tensor:
-    """A temperature, scale or bias as a checked tensor of shape `[]`, of the type of `like`."""
+def in_float32(function: Callable[P, T]) -> Callable[P, T]:
+    """Runs a function outside of autocast, on tensors of at least float32.
+
+    What a loss sums, and what a method chooses by a comparison, is not to be rounded to the three
+    digits of bfloat16. Positional arguments that are tensors are converted, the others left alone.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        first = next(x for x in args if isinstance(x, Tensor))
+        with without_autocast(first):
+            converted = (at_least_float32(x) if isinstance(x, Tensor) else x for x in args)
+            return function(*converted, **kwargs)  # type: ignore[arg-type]
+
+    return run
+
+
+def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
+    """A bias or margin as a checked tensor of shape `[]`, of the type of `like`; finite."""
+    return _scalar(name, value, like, 0.0)[0]
+
+
+def checked_scale(
+    name: str, value: float | Tensor, like: Tensor, largest: float, *, divides: bool = False
+) -> Tensor:
+    """A temperature or scale as a checked tensor of shape `[]`, of the type of `like`.
+
+    Args:
+        name: of the argument.
+        value: a number or a tensor of shape `[]`, above 0.
+        like: embeddings `[B, D]`, as they are compared.
+        largest: magnitude of a number of the embeddings.
+        divides: whether inner products are divided by it.
+
+    Raises:
+        MMCLError: it is not above 0 and finite; or logits could overflow, and the loss be NaN.
+    """
+    scale, number = _scalar(name, value, like, torch.finfo(like.dtype).tiny)
+    check_logits(largest, like, 1 / number if divides else number, f" at this {name}")
+    return scale
+
+
+def check_logits(largest: float, like: Tensor, scale: float = 1.0, where: str = "") -> None:
+    """Raises MMCLError where inner products times `scale` could overflow; see `checked_scale`."""
+    bound = largest * largest * like.shape[1] * scale
+    if not bound < torch.finfo(like.dtype).max / 8:  # of which a loss makes sums and differences
+        raise MMCLError(
+            f"logits could reach {bound:.0e}{where}, too much for {told(like)}: divide by a higher "
+            "temperature, and bring the embeddings to unit norm."
+        )
+
+
+def _scalar(name: str, value: float | Tensor, like: Tensor, least: float) -> tuple[Tensor, float]:
+    """As a tensor and as a number; above 0 it is at least `least`, if that is not 0."""
     if isinstance(value, Tensor):
         if value.ndim != 0:
             raise ShapeError(
@@ -29,13 +86,21 @@ def scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bool) ->
         number = float(value.detach())
         value = value.to(like)
     else:
-        number = value
+        number = float(value)
         # full, not tensor: it does not make a GPU wait for a copy
-        value = torch.full((), value, dtype=like.dtype, device=like.device)
-    if not math.isfinite(number) or (positive and number <= 0):
-        kind = "positive and finite" if positive else "finite"
-        raise MMCLError(f"{name} must be {kind}, got {number}.")
-    return value
+        value = torch.full((), number, dtype=like.dtype, device=like.device)
+    # In the type it is used in: 1e-46 is 0 in float32, and 1e39 is infinite.
+    if not abs(number) <= torch.finfo(like.dtype).max or (least and number < least):
+        kind = "positive and finite" if least else "finite"
+        of_its_type = math.isfinite(number) and (number > 0 or not least)
+        where = f" in {told(like)}" if of_its_type else ""
+        raise MMCLError(f"{name} must be {kind}{where}, got {number}.")
+    return value, number
+
+
+def told(values: Tensor) -> str:
+    """The type of a tensor, as "float32"."""
+    return str(values.dtype).removeprefix("torch.")
 
 
 def check_groups(groups: Tensor | None, embeddings: Tensor) -> None:
@@ -71,15 +136,15 @@ def check_rows(rows: slice | None, embeddings: Tensor) -> tuple[int, int]:
     )
 
 
-def check_embeddings(**embeddings: Tensor) -> None:
+def check_embeddings(**embeddings: Tensor) -> float:
     """`check_named`, of embeddings that need each other as negatives: B at least 2."""
-    check_named(embeddings, smallest=2)
+    return check_named(embeddings, smallest=2)
 
 
-def check_named(embeddings: Mapping[str, Tensor], *, smallest: int) -> None:
+def check_named(embeddings: Mapping[str, Tensor], *, smallest: int) -> float:
     """Raise unless all are `[B, D]` of one shape, type and device, and every row is usable.
 
-    B is at least `smallest`. The names are those of the messages.
+    B is at least `smallest`. The names are those of the messages. Returns the largest magnitude.
 
     Costs one pass over `[B, D]` and, on a GPU, one wait for the result.
     """
@@ -117,11 +182,13 @@ def check_named(embeddings: Mapping[str, Tensor], *, smallest: int) -> None:
     # The largest magnitude of a row is NaN or infinite when one of its elements is, and 0 for a
     # zero vector alone; unlike a sum of squares, it cannot overflow.
     largest = torch.stack([v.detach().abs().amax(1) for v in embeddings.values()])
-    if bool(((largest > 0) & (largest < torch.inf)).all()):
-        return
+    low, high = torch.stack(largest.aminmax()).tolist()
+    if low > 0 and high < torch.inf:  # neither, if one of them is NaN
+        return float(high)
     for name, row in zip(embeddings, largest, strict=True):
         raise_for_rows(name, ~row.isfinite(), "hold NaN or infinity", "Has training diverged?")
         raise_for_rows(name, row == 0, "are zero vectors", "They have no direction to compare.")
+    return float(high)
 
 
 def raise_for_rows(name: str, bad: Tensor, what: str, hint: str) -> None:

@@ -14,7 +14,7 @@ from mmcl_core.losses.checks import (
     at_least_float32,
     check_named,
     check_rows,
-    scalar,
+    checked_scale,
     without_autocast,
 )
 
@@ -23,6 +23,13 @@ VARIANTS = ("ntxent", "paper", "joint_negatives")
 
 # Of logits within +-40, exp neither overflows nor loses a sum in float32: no shift is needed.
 _MILD = 40.0
+
+
+def check_variant(variant: Variant) -> Variant:
+    """The variant; raises MMCLError if there is none of that name."""
+    if variant not in VARIANTS:
+        raise MMCLError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
+    return variant
 
 
 def gmc_loss(
@@ -76,18 +83,17 @@ def gmc_loss(
         modalities = dict(enumerate(modalities))
     if not modalities:
         raise ShapeError("expected the embeddings of at least one modality, got none.")
-    if variant not in VARIANTS:
-        raise MMCLError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
+    check_variant(variant)
     named = {f"modalities[{name!r}]": values for name, values in modalities.items()}
-    check_named({"joint": joint, **named}, smallest=2)
+    largest = check_named({"joint": joint, **named}, smallest=2)
     anchors = slice(*check_rows(rows, joint))
     with without_autocast(joint):
         # Half of the scale to each side, so that a block of one tensor stays symmetric.
         joint = at_least_float32(joint)
-        root = scalar("temperature", temperature, joint, positive=True).rsqrt()
-        joint = joint * root
+        root = checked_scale("temperature", temperature, joint, largest, divides=True).rsqrt()
+        joint = joint * root  # [B, D]
         parts = [at_least_float32(values) * root for values in modalities.values()]
-        positives = [(joint[anchors] * m[anchors]).sum(1) for m in parts]
+        positives = [(joint[anchors] * m[anchors]).sum(1) for m in parts]  # [anchors] each
         if variant == "joint_negatives":
             negatives = _log_sums(joint, joint, anchors)
             losses = [negatives - positive for positive in positives]
