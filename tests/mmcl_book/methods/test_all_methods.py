@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from mmcl_core.methods.vae import PictureDecoder, WordsDecoder
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,9 +23,8 @@ from mmcl_core.data import ShapesCaptions
 from mmcl_core.encoders import CaptionEncoder, Encoded, ImageEncoder, ProjectionHead, TagEncoder
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.grounding import FDTGrounding
-from mmcl_core.methods import CLIP, FDT, FDTGMC, GMC, MCT, MMVAE, MVAE, CodeCLIP, LateFusion, MoCo
+from mmcl_core.methods import CLIP, FDT, GMC, MCT, LateFusion, Method, MoCo
 from mmcl_core.methods.fdt import Cooling
-from mmcl_core.methods.method import Method
 from mmcl_core.methods.moco import KeyQueue, MomentumCopy
 from mmcl_core.training import fit
 
