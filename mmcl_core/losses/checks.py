@@ -41,61 +41,62 @@ def in_float32(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    """A bias or margin as a checked tensor of shape `[]`, of the type of `like`; finite."""
-    return _scalar(name, value, like, 0.0)[0]
-
-
-def checked_scale(
-    name: str, value: float | Tensor, like: Tensor, largest: float, *, divides: bool = False
+def scalar(
+    name: str,
+    value: float | Tensor,
+    like: Tensor,
+    *,
+    positive: bool = False,
+    largest: float | None = None,
+    divides: bool = False,
 ) -> Tensor:
-    """A temperature or scale as a checked tensor of shape `[]`, of the type of `like`.
+    """A temperature, scale or bias as a checked tensor of shape `[]`, of the type of `like`.
 
     Args:
         name: of the argument.
-        value: a number or a tensor of shape `[]`, above 0.
+        value: a number or a tensor of shape `[]`.
         like: embeddings `[B, D]`, as they are compared.
-        largest: magnitude of a number of the embeddings.
+        positive: whether it is above 0.
+        largest: of a scale or temperature, the largest magnitude among the embeddings; logits
+            are then checked as by `check_logits`.
         divides: whether inner products are divided by it.
 
     Raises:
-        MMCLError: it is not above 0 and finite; or logits could overflow, and the loss be NaN.
+        ShapeError: a tensor of another shape.
+        MMCLError: it is not finite, or not above 0, or is too large or small for the type of
+            `like`; or logits could overflow.
     """
-    scale, number = _scalar(name, value, like, torch.finfo(like.dtype).tiny)
-    check_logits(largest, like, 1 / number if divides else number, f" at this {name}")
-    return scale
+    if isinstance(value, Tensor) and value.ndim != 0:
+        raise ShapeError(
+            f"{name} must be a number or a tensor of shape [], got {list(value.shape)}."
+        )
+    number = float(value.detach() if isinstance(value, Tensor) else value)
+    # In the type it is used in: in float32, 1e-46 is 0 and 1e39 infinite.
+    limits = torch.finfo(like.dtype)
+    if not abs(number) <= limits.max or (positive and number < limits.tiny):
+        kind = "positive and finite" if positive else "finite"
+        held = not math.isfinite(number) or (positive and number <= 0)
+        raise MMCLError(
+            f"{name} must be {kind}{'' if held else f' in {told(like)}'}, got {number}."
+        )
+    if largest is not None:
+        check_logits(largest, like, 1 / number if divides else number, f" at this {name}")
+    if isinstance(value, Tensor):
+        return value.to(like)
+    # full, not tensor: it does not make a GPU wait for a copy
+    return torch.full((), number, dtype=like.dtype, device=like.device)
 
 
 def check_logits(largest: float, like: Tensor, scale: float = 1.0, where: str = "") -> None:
-    """Raises MMCLError where inner products times `scale` could overflow; see `checked_scale`."""
+    """Raises MMCLError where inner products times `scale`, or sums of them, could overflow, and a
+    loss or gradient be NaN.
+    """
     bound = largest * largest * like.shape[1] * scale
-    if not bound < torch.finfo(like.dtype).max / 8:  # of which a loss makes sums and differences
+    if not bound < torch.finfo(like.dtype).max / 2**24:  # so that a mean of as many is finite
         raise MMCLError(
             f"logits could reach {bound:.0e}{where}, too much for {told(like)}: divide by a higher "
             "temperature, and bring the embeddings to unit norm."
         )
-
-
-def _scalar(name: str, value: float | Tensor, like: Tensor, least: float) -> tuple[Tensor, float]:
-    """As a tensor and as a number; above 0 it is at least `least`, if that is not 0."""
-    if isinstance(value, Tensor):
-        if value.ndim != 0:
-            raise ShapeError(
-                f"{name} must be a number or a tensor of shape [], got {list(value.shape)}."
-            )
-        number = float(value.detach())
-        value = value.to(like)
-    else:
-        number = float(value)
-        # full, not tensor: it does not make a GPU wait for a copy
-        value = torch.full((), number, dtype=like.dtype, device=like.device)
-    # In the type it is used in: 1e-46 is 0 in float32, and 1e39 is infinite.
-    if not abs(number) <= torch.finfo(like.dtype).max or (least and number < least):
-        kind = "positive and finite" if least else "finite"
-        of_its_type = math.isfinite(number) and (number > 0 or not least)
-        where = f" in {told(like)}" if of_its_type else ""
-        raise MMCLError(f"{name} must be {kind}{where}, got {number}.")
-    return value, number
 
 
 def told(values: Tensor) -> str:

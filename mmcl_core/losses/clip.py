@@ -15,7 +15,6 @@ from mmcl_core.losses.checks import (
     check_embeddings,
     check_groups,
     check_rows,
-    checked_scale,
     scalar,
     without_autocast,
 )
@@ -59,7 +58,7 @@ def info_nce(
     start, stop = check_rows(rows, queries)
     with without_autocast(queries):
         q, k = at_least_float32(queries), at_least_float32(keys)  # [B, D]
-        q = q / checked_scale("temperature", temperature, q, largest, divides=True)
+        q = q / scalar("temperature", temperature, q, positive=True, largest=largest, divides=True)
         logits = q[start:stop] @ k.T  # [rows, B]
         return F.cross_entropy(logits, torch.arange(start, stop, device=q.device))
 
@@ -123,7 +122,7 @@ def clip_loss(
     chunk_size = check_chunk_size(chunk_size)
     with without_autocast(image):
         x, y = at_least_float32(image), at_least_float32(text)  # [B, D]
-        scale = checked_scale("logit_scale", logit_scale, x, largest)
+        scale = scalar("logit_scale", logit_scale, x, positive=True, largest=largest)
         if chunk_size == "auto":
             fits = max(TILE_BYTES // (len(x) * x.element_size()), 1)
             chunk_size = None if len(x) <= WHOLE else fits
@@ -182,7 +181,7 @@ def siglip_loss(
     check_groups(groups, image)
     with without_autocast(image):
         x, y = at_least_float32(image), at_least_float32(text)  # [B, D]
-        scale = checked_scale("logit_scale", logit_scale, x, largest)
+        scale = scalar("logit_scale", logit_scale, x, positive=True, largest=largest)
         bias = scalar("logit_bias", logit_bias, x)
         logits = (scale * x) @ y.T + bias  # [B, B]
         if groups is None:

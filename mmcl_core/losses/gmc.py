@@ -14,7 +14,7 @@ from mmcl_core.losses.checks import (
     at_least_float32,
     check_named,
     check_rows,
-    checked_scale,
+    scalar,
     without_autocast,
 )
 
@@ -90,7 +90,9 @@ def gmc_loss(
     with without_autocast(joint):
         # Half of the scale to each side, so that a block of one tensor stays symmetric.
         joint = at_least_float32(joint)
-        root = checked_scale("temperature", temperature, joint, largest, divides=True).rsqrt()
+        root = scalar(
+            "temperature", temperature, joint, positive=True, largest=largest, divides=True
+        ).rsqrt()
         joint = joint * root  # [B, D]
         parts = [at_least_float32(values) * root for values in modalities.values()]
         positives = [(joint[anchors] * m[anchors]).sum(1) for m in parts]  # [anchors] each
@@ -195,8 +197,10 @@ class _BlockSums(torch.autograd.Function):
             if ctx.mild:
                 torch.add(scaled[row][:, None], scaled[column], out=work)
                 return work.mul_(block.exp_())
-            torch.sub(block, sums[row][:, None], out=work).exp_().mul_(grad[row][:, None])
-            return work.addcmul_(block.sub_(sums[column]).exp_(), grad[column])
+            # Never above 0, but for the rounding of a block that is not quite symmetric.
+            torch.sub(block, sums[row][:, None], out=work).clamp_(max=0).exp_()
+            work.mul_(grad[row][:, None])
+            return work.addcmul_(block.sub_(sums[column]).clamp_(max=0).exp_(), grad[column])
 
         # Products in place: autocast leaves them alone, where the backward pass runs inside it.
         # Gradients as [D, B]: with the narrow side first, a CPU takes four fifths of the time.

@@ -11,7 +11,6 @@ from mmcl_core.losses.checks import (
     at_least_float32,
     check_logits,
     check_named,
-    checked_scale,
     scalar,
     without_autocast,
 )
@@ -52,7 +51,7 @@ def queue_info_nce(
     largest = _check(queries, positives, queue, queue_positives)
     with without_autocast(queries):
         q, own = at_least_float32(queries), at_least_float32(positives)  # [B, D]
-        q = q / checked_scale("temperature", temperature, q, largest, divides=True)
+        q = q / scalar("temperature", temperature, q, positive=True, largest=largest, divides=True)
         positive = (q * own).sum(1)
         logits = q @ queue.to(q).T  # [B, K]
         # log(e^p + sum e^n) - p, where a p far above all n leaves a small number exact. Not
@@ -100,6 +99,7 @@ def queue_hinge(
         q, own = at_least_float32(queries), at_least_float32(positives)  # [B, D]
         check_logits(largest, q)
         least = scalar("margin", margin, q)
+        check_logits(1.0, q[:, :1], margin, " at this margin")
         excess = (least - (q * own).sum(1, keepdim=True) + q @ queue.to(q).T).clamp(min=0)
         if queue_positives is not None:
             excess = excess.masked_fill(queue_positives, 0)
