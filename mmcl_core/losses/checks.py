@@ -77,7 +77,7 @@ def scalar(
         kind = "positive and finite" if positive else "finite"
         held = not math.isfinite(number) or (positive and number <= 0)
         raise MMCLError(
-            f"{name} must be {kind}{'' if held else f' in {told(like)}'}, got {number}."
+            f"{name} must be {kind}{'' if held else f' in {dtype_name(like)}'}, got {number}."
         )
     if largest is not None:
         check_logits(largest, like, 1 / number if divides else number, f" at this {name}")
@@ -94,12 +94,12 @@ def check_logits(largest: float, like: Tensor, scale: float = 1.0, where: str = 
     bound = largest * largest * like.shape[1] * scale
     if not bound < torch.finfo(like.dtype).max / 2**24:  # so that a mean of as many is finite
         raise MMCLError(
-            f"logits could reach {bound:.0e}{where}, too much for {told(like)}: divide by a higher "
-            "temperature, and bring the embeddings to unit norm."
+            f"logits could reach {bound:.0e}{where}, too much for {dtype_name(like)}: divide by "
+            "a higher temperature, and bring the embeddings to unit norm."
         )
 
 
-def told(values: Tensor) -> str:
+def dtype_name(values: Tensor) -> str:
     """The type of a tensor, as "float32"."""
     return str(values.dtype).removeprefix("torch.")
 
