@@ -5,13 +5,15 @@ it was pooled from, and a mask that says which tokens are real. CLIP compares po
 reads the tokens of the very same encoder.
 """
 
+from collections.abc import Mapping
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.errors import MMCLError, ShapeError, check_count
 
 
 class Encoded(NamedTuple):
@@ -31,6 +33,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, *, expansion: int = 2) -> None:
         super().__init__()
+        width, heads = check_count("width", width), check_count("heads", heads)
         if width % heads:
             raise MMCLError(f"width must be a multiple of heads; got width={width}, heads={heads}")
         self.heads = heads
@@ -80,11 +83,11 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, *, size: int = 48, width: int = 128, depth: int = 1, heads: int = 4) -> None:
         super().__init__()
-        if size < self.patch or size % self.patch:
+        self.size, self.width = size, width = check_count("size", size), check_count("width", width)
+        if size % self.patch:
             raise MMCLError(f"size must be a positive multiple of {self.patch}; got {size}")
-        if width < 32 or width % 32:
+        if width % 32:
             raise MMCLError(f"width must be a positive multiple of 32; got {width}")
-        self.size, self.width = size, width
         self.stem = nn.Sequential(
             nn.Conv2d(3, width // 4, 4, stride=2, padding=1),
             nn.GroupNorm(8, width // 4),
@@ -100,7 +103,9 @@ class ImageEncoder(nn.Module):
         # Not the usual 0.02: "at top left" is half of what a caption says, and a place that is
         # drowned by the content takes several epochs longer to be used.
         self.position = nn.Parameter(0.5 * torch.randn((size // self.patch) ** 2, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads) for _ in range(check_count("depth", depth, least=0))
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, images: Tensor) -> Encoded:
@@ -114,7 +119,8 @@ class ImageEncoder(nn.Module):
             )
         if not images.is_floating_point():
             raise ShapeError(f"expected pictures as floats in [0, 1], got {images.dtype}")
-        grid = self.stem(2 * images - 1)
+        images = images.to(self.position.dtype)  # of a model in half or double precision
+        grid = self.stem(2 * images - 1)  # [B, F, size / 8, size / 8]
         x = grid.flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:
             x = block(x)
@@ -143,11 +149,15 @@ class CaptionEncoder(nn.Module):
         max_length: int = 64,
     ) -> None:
         super().__init__()
-        self.width, self.vocabulary = width, vocabulary
+        self.width = width = check_count("width", width)
+        self.vocabulary = vocabulary = check_count("vocabulary", vocabulary)
+        max_length = check_count("max_length", max_length)
         self.words = nn.Embedding(vocabulary, width, padding_idx=0)
         # Half of a word's own size, for the same reason as in `ImageEncoder`.
         self.position = nn.Parameter(0.5 * torch.randn(max_length, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads) for _ in range(check_count("depth", depth, least=0))
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, captions: Tensor) -> Encoded:
@@ -189,7 +199,8 @@ class TagEncoder(nn.Module):
 
     def __init__(self, tags: int, *, width: int = 128) -> None:
         super().__init__()
-        self.width = width
+        self.width = width = check_count("width", width)
+        tags = check_count("tags", tags)
         self.embedding = nn.Parameter(torch.randn(tags, width))
         self.mlp = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
@@ -214,15 +225,65 @@ class ProjectionHead(nn.Sequential):
     """
 
     def __init__(self, in_dim: int, out_dim: int, *, hidden: int | None = None) -> None:
+        in_dim, out_dim = check_count("in_dim", in_dim), check_count("out_dim", out_dim)
         if hidden is None:
             super().__init__(nn.Linear(in_dim, out_dim, bias=False))
         else:
+            hidden = check_count("hidden", hidden)
             super().__init__(nn.Linear(in_dim, hidden), nn.ReLU(), nn.Linear(hidden, out_dim))
 
 
 def width_of(encoder: nn.Module) -> int:
-    """How wide an encoder's `pooled` is, which its `width` says; raises MMCLError without one."""
-    width = getattr(encoder, "width", None)
-    if not isinstance(width, int):
-        raise MMCLError(f"{type(encoder).__name__} has no `width`, which says how wide `pooled` is")
-    return width
+    """How wide an encoder's `pooled` is, which its `width` says.
+
+    Raises:
+        MMCLError: it is no `nn.Module`, or has no `width`.
+    """
+    width, name = getattr(encoder, "width", None), type(encoder).__name__
+    if not isinstance(encoder, nn.Module):
+        raise MMCLError(f"an encoder is an nn.Module that returns `Encoded`; got {name}")
+    if not isinstance(width, Integral):
+        raise MMCLError(
+            f"{name} has no `width`, the number F of its `pooled` [B, F]; set self.width = F"
+        )
+    return int(width)
+
+
+def by_modality(encoders: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """Encoders as a module; raises MMCLError as `width_of` does."""
+    for encoder in encoders.values():
+        width_of(encoder)
+    return nn.ModuleDict(encoders)
+
+
+def encode(encoder: nn.Module, values: Tensor) -> Encoded:
+    """What an encoder returns for the values of a batch, checked: methods call it for each.
+
+    Raises:
+        MMCLError: it is no `Encoded`, or one whose shapes do not fit the batch and each other.
+    """
+    found, name = encoder(values), type(encoder).__name__
+    if not isinstance(found, Encoded):
+        what = (
+            f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        )
+        raise MMCLError(
+            f"{name} must return Encoded(pooled [B, F], tokens [B, N, F], mask bool [B, N], True = "
+            f"a real token), from mmcl_core.encoders; got {what}. Without tokens of its own: "
+            "Encoded(pooled, pooled[:, None], pooled.new_ones(len(pooled), 1, dtype=torch.bool))"
+        )
+    pooled, tokens, mask = found
+    if (
+        all(isinstance(part, Tensor) for part in found)
+        and pooled.shape == (len(values), width_of(encoder))
+        and tokens.ndim == 3
+        and len(tokens) == len(values)
+        and mask.shape == tokens.shape[:2]
+        and mask.dtype == torch.bool
+    ):
+        return found
+    got = [f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else repr(x) for x in found]
+    raise ShapeError(
+        f"{name} must return pooled [{len(values)}, {width_of(encoder)}] for this batch, tokens "
+        f"[{len(values)}, N, F] and a mask bool [{len(values)}, N]; got {', '.join(got)}"
+    )

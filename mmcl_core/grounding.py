@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.errors import MMCLError, ShapeError, check_count, check_temperature
+from mmcl_core.losses.checks import in_float32
 from mmcl_core.sparsemax import sparsemax
 
 Normalizer = Literal["sparsemax", "softmax", "sigmoid"]
@@ -47,9 +48,9 @@ class FDTGrounding(nn.Module):
     "exclude" leaves padding out.
 
     Args:
-        feature_dim: width F of the tokens.
-        token_dim: width D of the codebook.
-        temperature: T > 0; it decides how many entries have a weight. Published: 1000.
+        width: width F of the tokens.
+        dim: width D of the codebook.
+        grounding_temperature: T > 0; it decides how many entries have a weight. Published: 1000.
         normalizer: "sigmoid" is divided by its sum over the entries.
         pooling: of the scores, over the tokens.
         padding: what a padded token does, see above.
@@ -57,10 +58,10 @@ class FDTGrounding(nn.Module):
 
     def __init__(
         self,
-        feature_dim: int,
-        token_dim: int,
+        width: int,
+        dim: int,
         *,
-        temperature: float = 1000.0,
+        grounding_temperature: float = 1000.0,
         normalizer: Normalizer = "sparsemax",
         pooling: Pooling = "max",
         padding: Padding = "exclude",
@@ -73,16 +74,17 @@ class FDTGrounding(nn.Module):
         ):
             if value not in known:
                 raise MMCLError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-        check_temperature(temperature)
-        self.feature_dim, self.token_dim = feature_dim, token_dim
-        self.temperature, self.normalizer = temperature, normalizer
-        self.pooling, self.padding = pooling, padding
+        self.grounding_temperature = check_temperature(
+            grounding_temperature, "grounding_temperature"
+        )
+        self.width, self.dim = width, dim = check_count("width", width), check_count("dim", dim)
+        self.normalizer, self.pooling, self.padding = normalizer, pooling, padding
         self.query = nn.Sequential(
-            nn.LayerNorm(feature_dim),
-            nn.Linear(feature_dim, token_dim),
+            nn.LayerNorm(width),
+            nn.Linear(width, dim),
             nn.GELU(),
-            nn.LayerNorm(token_dim),
-            nn.Linear(token_dim, token_dim),
+            nn.LayerNorm(dim),
+            nn.Linear(dim, dim),
         )
 
     def forward(self, features: Tensor, codebook: Tensor, mask: Tensor | None = None) -> Grounded:
@@ -92,40 +94,45 @@ class FDTGrounding(nn.Module):
 
         Raises:
             ShapeError: shapes do not fit, or a sample has no real token.
+            MMCLError: a score is not finite.
         """
-        self._check(features, codebook)
+        self._check(features, codebook, self.width)
+        return self.mix(self.query(features), codebook, mask)
+
+    @in_float32
+    def mix(self, queries: Tensor, codebook: Tensor, mask: Tensor | None = None) -> Grounded:
+        """`forward` from the queries on: `[B, N, D]`, of tokens of one modality or of several."""
+        self._check(queries, codebook, self.dim)
         if mask is not None:
-            _check_mask(mask, features)
-        queries = self.query(features)
-        with torch.autocast(queries.device.type, enabled=False):
-            if queries.dtype in (torch.float16, torch.bfloat16):
-                queries = queries.float()
-            if mask is not None and not mask.all():
+            _check_mask(mask, queries)
+            if not mask.all():
                 queries = self._without_padding(queries, mask)
-            codebook = codebook.to(queries)
-            scale = math.sqrt(codebook.shape[1]) * self.temperature  # commutes with the pooling
-            return Grounded(
-                *ground(queries, codebook, lambda p: self._weights(p / scale), pooling=self.pooling)
-            )
+        codebook = codebook.to(queries)
+        scale = math.sqrt(self.dim) * self.grounding_temperature  # commutes with the pooling
+        return Grounded(
+            *ground(queries, codebook, lambda p: self._weights(p / scale), pooling=self.pooling)
+        )
 
     def scores(self, features: Tensor, codebook: Tensor) -> Tensor:
         """Of every token with every entry, before pooling: `[B, N, C]`. Takes memory."""
-        self._check(features, codebook)
-        queries = self.query(features)
-        return queries @ codebook.T / (math.sqrt(codebook.shape[1]) * self.temperature)
+        self._check(features, codebook, self.width)
+        return self._scores(self.query(features), codebook)
 
-    def _check(self, features: Tensor, codebook: Tensor) -> None:
-        shapes = tuple(features.shape), tuple(codebook.shape)
-        match shapes:
-            case (_, tokens, self.feature_dim), (entries, self.token_dim) if tokens and entries:
-                return
-        raise ShapeError(
-            f"expected tokens [B, N, {self.feature_dim}] and a codebook [C, {self.token_dim}], "
-            f"N and C at least 1; got {list(features.shape)} and {list(codebook.shape)}"
-        )
+    @in_float32
+    def _scores(self, queries: Tensor, codebook: Tensor) -> Tensor:
+        return queries @ codebook.T / (math.sqrt(self.dim) * self.grounding_temperature)
+
+    def _check(self, tokens: Tensor, codebook: Tensor, width: int) -> None:
+        if 0 in (*tokens.shape, *codebook.shape) or (
+            (tokens.ndim, *tokens.shape[2:], *codebook.shape[1:]) != (3, width, self.dim)
+        ):
+            raise ShapeError(
+                f"expected tokens [B, N, {width}] and a codebook [C, {self.dim}], B, N and C at "
+                f"least 1; got {list(tokens.shape)} and {list(codebook.shape)}"
+            )
 
     def _without_padding(self, queries: Tensor, mask: Tensor) -> Tensor:
-        real = mask[:, :, None]
+        real = mask[:, :, None]  # [B, N, 1]
         if self.padding == "exclude" and self.pooling == "max":
             # A real token of the sample once more: it cannot change the maximum.
             first = mask.int().argmax(1)[:, None, None].expand(-1, 1, queries.shape[2])
@@ -135,8 +142,11 @@ class FDTGrounding(nn.Module):
         return queries * real  # a zero query has the score 0
 
     def _weights(self, scores: Tensor) -> Tensor:
+        """Pooled scores `[B, C]` to weights `[B, C]`."""
         if self.normalizer == "sparsemax":
             return sparsemax(scores)
+        if not scores.isfinite().all():
+            raise MMCLError("expected finite scores of the codebook; got NaN or infinity")
         if self.normalizer == "softmax":
             return scores.softmax(-1)
         weights = scores.sigmoid()
@@ -166,8 +176,8 @@ def ground(
     """
     if pooling == "max":
         return _GroundByMax.apply(queries, codebook, normalise)
-    pooled = queries.mean(1) if pooling == "mean" else queries.sum(1)
-    weights = normalise(pooled @ codebook.T)
+    pooled = queries.mean(1) if pooling == "mean" else queries.sum(1)  # [B, D]
+    weights = normalise(pooled @ codebook.T)  # [B, C]
     return weights @ codebook, weights
 
 
@@ -176,7 +186,7 @@ class _GroundByMax(torch.autograd.Function):
     def forward(
         ctx: Any, queries: Tensor, codebook: Tensor, normalise: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        scores, token = _max_scores(queries, codebook)
+        scores, token = _max_scores(queries, codebook)  # [B, C] each
         with torch.enable_grad():
             scores.requires_grad_()
             weights = normalise(scores)
@@ -195,10 +205,11 @@ class _GroundByMax(torch.autograd.Function):
         b, n, d = queries.shape
         # In place: autocast leaves that alone, where the backward pass runs inside it.
         grad_weights = grad_weights.clone().addmm_(grad_mixture, codebook.T)
+        # By the pooled scores, [B, C].
         (grad,) = torch.autograd.grad(ctx.weights, ctx.scores, grad_weights, retain_graph=True)
         # An entry gives its gradient to the one token that scored highest, and gets from it. Entry
         # by entry, which spares a sort.
-        entry, sample = grad.T.nonzero(as_tuple=True)
+        entry, sample = grad.T.nonzero(as_tuple=True)  # [K] each, as all that follows
         value = grad[sample, entry]
         from_token = sample * n + token[sample, entry]
         flat = queries.reshape(b * n, d)
@@ -256,11 +267,6 @@ def codebook_usage(weights: Tensor) -> Usage:
     mean = weights.mean(0)
     entropy = -torch.xlogy(mean, mean).sum()
     return Usage(float(on.sum(1).float().mean()), int(on.any(0).sum()), float(entropy.exp()))
-
-
-def check_temperature(temperature: float) -> None:
-    if not 0 < temperature < math.inf:
-        raise MMCLError(f"a temperature must be above 0 and finite; got {temperature}")
 
 
 def _check_mask(mask: Tensor, features: Tensor) -> None:

@@ -56,8 +56,8 @@ def new(method: str, data: ShapesCaptions, seed: int) -> nn.Module:
     pair = comparison.image_encoder(), comparison.caption_encoder(data)
     if method == "codes":
         steps = comparison.EPOCHS * max(len(data) // comparison.BATCH, 1)
-        return CodeCLIP(*pair, codes=CODES, dim=small.DIM, warmup=steps // 2)
-    return (MVAE if method == "MVAE" else MMVAE)(*pair, hidden=HIDDEN)
+        return CodeCLIP(*pair, codebook_size=CODES, dim=small.DIM, warmup=steps // 2)
+    return (MVAE if method == "MVAE" else MMVAE)(*pair, dim=HIDDEN)
 
 
 def train(seed: int, *, method: str = "MMVAE") -> nn.Module:

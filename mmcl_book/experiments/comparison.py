@@ -100,7 +100,7 @@ def new(
     if method in plain:
         return plain[method](*pair, dim=dim, **settings)
     if method in tokenised:
-        return tokenised[method](*pair, dim=dim, temperature=cooling, **settings)
+        return tokenised[method](*pair, dim=dim, grounding_temperature=cooling, **settings)
     raise MMCLError(f"the methods are those of CONDITIONS, such as 'CLIP'; got {method!r}")
 
 

@@ -70,15 +70,18 @@ def new_fdt(
         seed: of the weights.
         start: temperature of the grounding, at which it stays unless there is an `end`.
         end: cooled down to it over 80 % of the steps.
-        codebook: number of tokens.
+        codebook: number of entries.
         padding: "exclude" or "zero".
         epochs: of the training, for the cooling.
     """
     torch.manual_seed(seed)
     steps = epochs * max(len(data) // BATCH, 1)
-    temperature = start if end is None else Cooling(start, end, steps)
     return FDT(
-        *encoders(data), dim=small.DIM, tokens=codebook, temperature=temperature, padding=padding
+        *encoders(data),
+        dim=small.DIM,
+        codebook_size=codebook,
+        grounding_temperature=start if end is None else Cooling(start, end, steps),
+        padding=padding,
     )
 
 

@@ -95,7 +95,7 @@ def new_gmc(data: ShapesCaptions, seed: int, *, masked: bool = False, **settings
         "caption": small.caption_encoder(data),
         "tags": TagEncoder(data.tags.shape[1], width=small.WIDTH),
     }
-    return (Masked if masked else GMC)(encoders, **settings)
+    return (Masked if masked else GMC)(encoders, **{"dim": 64} | settings)
 
 
 def train(

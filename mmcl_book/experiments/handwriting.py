@@ -72,7 +72,7 @@ def train(
     torch.manual_seed(seed)
     trunks = encoders(data, data.modalities)
     dropout = DROPOUT if kind == "modality dropout" else 0.0
-    method = GMC(trunks) if kind == "GMC" else _fusion(trunks, dropout)
+    method = GMC(trunks, dim=64) if kind == "GMC" else _fusion(trunks, dropout)
     trained = Trained(method, data, data.labels, test, test.labels, data.modalities, [])
     _fit(method, data, seed, [watching(trained)])
     return trained
@@ -106,7 +106,7 @@ def run(seed: int, kind: str) -> dict[str, float]:
 
 
 def _fusion(trunks: Mapping[str, nn.Module], dropout: float = 0.0) -> LateFusion:
-    return LateFusion(trunks, CLASSES, hidden=small.WIDTH, dropout=dropout)
+    return LateFusion(trunks, CLASSES, dim=small.WIDTH, dropout=dropout)
 
 
 def _fit(

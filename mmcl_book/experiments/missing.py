@@ -73,7 +73,7 @@ def new_fusion(data: ShapesCaptions, seed: int, **settings: Any) -> LateFusion:
         "caption": small.caption_encoder(data),
         "tags": TagEncoder(data.tags.shape[1], width=small.WIDTH),
     }
-    return LateFusion(encoders, CLASSES, hidden=small.WIDTH, **settings)
+    return LateFusion(encoders, CLASSES, dim=small.WIDTH, **settings)
 
 
 def train(seed: int, *, weights: str = "fusion", **settings: Any) -> Trained:

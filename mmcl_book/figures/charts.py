@@ -16,13 +16,13 @@ from mmcl_book.figures.style import (
     LOOKS,
     PALETTE,
     Array,
-    _array,
-    _each_its_own,
-    _folded,
-    _headline,
-    _known,
-    _legend_below,
+    as_array,
+    check_known,
+    each_its_own,
+    fold_text,
+    headline,
     house_style,
+    legend_below,
 )
 
 INK = "#222222"
@@ -60,8 +60,8 @@ def curves(
         size: inches.
     """
     figure, axis = plt.subplots(figsize=size)
-    _draw_lines(axis, x, series, bands or {}, _each_its_own(series, LOOKS), marks=12)
-    for name, dashes in _each_its_own(baselines or {}, DASHES).items():
+    _draw_lines(axis, x, series, bands or {}, each_its_own(series, LOOKS), marks=12)
+    for name, dashes in each_its_own(baselines or {}, DASHES).items():
         axis.axhline(
             (baselines or {})[name], color=GREY, linestyle=dashes, linewidth=1.4, label=name
         )
@@ -99,8 +99,8 @@ def curve_panels(
         size: inches.
     """
     bands = bands or {}
-    _known("bands", bands, panels)
-    looks = _each_its_own(dict.fromkeys(name for of in panels.values() for name in of), LOOKS)
+    check_known("bands", bands, panels)
+    looks = each_its_own(dict.fromkeys(name for of in panels.values() for name in of), LOOKS)
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
     marks: dict[str, Any] = {}
     for axis, (measure, series) in zip(axes[0], panels.items(), strict=True):
@@ -111,8 +111,8 @@ def curve_panels(
             axis.axhline(baselines[measure], color=GREY, linestyle="--", linewidth=1.4)
         axis.set(title=measure, xlabel=xlabel, xscale=xscale)
         _plain_ticks(axis, x)
-    _legend_below(figure, list(marks.values()), list(marks))
-    _headline(figure, title)
+    legend_below(figure, list(marks.values()), list(marks))
+    headline(figure, title)
     return figure
 
 
@@ -126,16 +126,16 @@ def _draw_lines(
     marks: int,
 ) -> None:
     """Lines with about so many marks each, over their bands."""
-    _known("bands", bands, series)
-    at = _array(x)
+    check_known("bands", bands, series)
+    at = as_array(x)
     every = max(1, len(at) // marks)
     for name in series:
         colour, marker = looks[name]
         if name in bands:
-            low, high = map(_array, bands[name])
+            low, high = map(as_array, bands[name])
             axis.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
         axis.plot(
-            at, _array(series[name]), label=name, color=colour,
+            at, as_array(series[name]), label=name, color=colour,
             marker=marker, markevery=every, markersize=4.5,
         )  # fmt: skip
 
@@ -144,7 +144,7 @@ def _plain_ticks(axis: Axes, x: Array) -> None:
     """No epoch 2.5, and 512 tokens rather than powers of ten: along a logarithmic x, ticks stand
     at the values that were measured.
     """
-    at = _array(x)
+    at = as_array(x)
     if axis.get_xscale() == "linear":
         if np.array_equal(at, np.round(at)):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -187,29 +187,29 @@ def bars(
         size: inches.
     """
     errors = errors or {}
-    _known("errors", errors, series)
+    check_known("errors", errors, series)
     figure, axis = plt.subplots(figsize=size)
     at, width = np.arange(len(groups)), 0.8 / len(series)
     for i, (name, values) in enumerate(series.items()):
-        heights = _array(values)
+        heights = as_array(values)
         place = at + (i - (len(series) - 1) / 2) * width
         drawn = axis.bar(place, heights, 0.94 * width, label=name)
         if name in errors:
-            _draw_errors(axis, place, *map(_array, errors[name]))
+            _draw_errors(axis, place, *map(as_array, errors[name]))
         if len(series) * len(groups) > 14:  # labels would overlap
             continue
         if name in errors:
-            _label_beyond(axis, place, heights, *map(_array, errors[name]))
+            _label_beyond(axis, place, heights, *map(as_array, errors[name]))
         else:
             axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1.5, bbox=ON_WHITE)
-    for name, dashes in _each_its_own(baselines or {}, DASHES).items():
+    for name, dashes in each_its_own(baselines or {}, DASHES).items():
         axis.axhline(
             (baselines or {})[name], color=INK, linestyle=dashes, linewidth=1.4, label=name
         )
     for name, levels in (steps or {}).items():
         edges = (at - 0.46, at + 0.46)
         axis.hlines(
-            _array(levels), *edges, color=INK, label=name,
+            as_array(levels), *edges, color=INK, label=name,
             linestyles="dotted" if baselines else "dashed",
         )  # fmt: skip
     if errors:  # room for the labels beyond the bounds
@@ -272,24 +272,24 @@ def intervals(
         size = (7, 1.4 + len(rows) * max(0.34, 0.17 * len(series)))
     figure, axis = plt.subplots(figsize=size)
     step = 0.64 / max(len(series), 2)
-    for i, (name, (colour, marker)) in enumerate(_each_its_own(series, LOOKS).items()):
+    for i, (name, (colour, marker)) in enumerate(each_its_own(series, LOOKS).items()):
         here = [(at, row[name]) for at, row in enumerate(rows.values()) if name in row]
         place = [at + (i - (len(series) - 1) / 2) * step for at, _ in here]
         mean, low, high = zip(*(values for _, values in here), strict=True)
         axis.hlines(place, low, high, color=colour, linewidth=1.8)
         axis.plot(mean, place, marker, color=colour, markersize=5.5, label=name)
-    for name, dashes in _each_its_own(baselines, DASHES).items():
+    for name, dashes in each_its_own(baselines, DASHES).items():
         axis.axvline(baselines[name], color=INK, linestyle=dashes, linewidth=1.2, label=name)
     for border in range(1, len(rows)):
         axis.axhline(border - 0.5, color="#d8d8d8", linewidth=0.8, zorder=0)
     axis.set(title=title, xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
-    axis.set_yticks(range(len(rows)), [_folded(name, 0.33 * size[0], 10) for name in rows])
+    axis.set_yticks(range(len(rows)), [fold_text(name, 0.33 * size[0], 10) for name in rows])
     axis.tick_params(axis="y", length=0)
     axis.grid(visible=False, axis="y")
     if xlim is not None:
         axis.set_xlim(*xlim)
     if len(series) + len(baselines) > 1:
-        _legend_below(figure, *axis.get_legend_handles_labels())
+        legend_below(figure, *axis.get_legend_handles_labels())
     return figure
 
 
@@ -313,7 +313,7 @@ def histograms(
         size: inches.
     """
     figure, axis = plt.subplots(figsize=size)
-    values = [_array(each) for each in series.values()]
+    values = [as_array(each) for each in series.values()]
     lowest, highest = min(v.min() for v in values), max(v.max() for v in values)
     edges = np.linspace(lowest, highest, bins + 1).tolist()
     for name, each, colour in zip(series, values, PALETTE, strict=False):

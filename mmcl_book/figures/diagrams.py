@@ -14,7 +14,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from mmcl_book.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, _width
+from mmcl_book.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, text_width
 from mmcl_core.errors import MMCLError
 
 KINDS = {"data": GREY, "network": BLUE, "slow": PURPLE, "shared": GREEN, "loss": ORANGE}
@@ -104,7 +104,7 @@ def diagram(
             x = (box.column - min(columns) + 0.5) * column
             y = (box.row - min(rows) + 0.5) * row
             lines = box.text.split("\n")
-            w = max(_width(line, 9) for line in lines) + 0.16
+            w = max(text_width(line, 9) for line in lines) + 0.16
             h = 0.165 * len(lines) + 0.13
             patches[name] = FancyBboxPatch(
                 (x - w / 2, y - h / 2), w, h, boxstyle="round,pad=0,rounding_size=0.06",
@@ -143,7 +143,7 @@ def _write(axis: plt.Axes, arrow: Arrow, patches: Mapping[str, FancyBboxPatch]) 
         x = a + arrow.at * (b - a)
         y = y0 + (x - x0) / (x1 - x0) * (y1 - y0) + arrow.bend * (x1 - x0) / 2 * 0.9
         # Its lower corner stays clear of a line that rises.
-        y -= 0.06 + abs(y1 - y0) / abs(x1 - x0) * _width(arrow.label, 8) / 2
+        y -= 0.06 + abs(y1 - y0) / abs(x1 - x0) * text_width(arrow.label, 8) / 2
         axis.text(x, y, arrow.label, size=8, color=_INK, ha="center", va="bottom")
     else:  # up or down: to the right of it
         sign = 1 if y1 > y0 else -1

@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mmcl_book.figures.heatmaps import _draw_matrix
-from mmcl_book.figures.spaces import _draw_map, _marks
+from mmcl_book.figures.heatmaps import draw_matrix
+from mmcl_book.figures.spaces import draw_map, legend_marks
 from mmcl_book.figures.style import (
     DASHES,
     GREEN,
@@ -16,12 +16,12 @@ from mmcl_book.figures.style import (
     PURPLE,
     RED,
     Array,
-    _array,
-    _each_its_own,
-    _headline,
-    _known,
-    _legend_below,
+    as_array,
+    check_known,
+    each_its_own,
+    headline,
     house_style,
+    legend_below,
 )
 
 
@@ -46,13 +46,13 @@ def similarity_and_map(
         title: the finding.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.7), width_ratios=(1, 1.15))
-    _draw_matrix(left, similarity, limits=(-1, 1), cmap="RdBu_r")
+    draw_matrix(left, similarity, limits=(-1, 1), cmap="RdBu_r")
     left.set(title="similarity (cosine)", xlabel="caption", ylabel="picture")
     figure.colorbar(left.images[0], ax=left, shrink=0.8)
-    number = _array(groups)
+    number = as_array(groups)
     for (side, at), marker in zip(points.items(), ("o", "x"), strict=False):
         for group, name in enumerate(group_names):
-            here = _array(at)[number == group]
+            here = as_array(at)[number == group]
             right.scatter(
                 here[:, 0], here[:, 1], s=16, marker=marker, color=PALETTE[group],
                 linewidths=1, label=name if marker == "o" else None,
@@ -61,7 +61,7 @@ def similarity_and_map(
     right.set(xlim=(-limits, limits), ylim=(-limits, limits), aspect="equal")
     right.set(title="map of one-object scenes", xlabel="first direction", ylabel="second direction")
     right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    _headline(figure, title)
+    headline(figure, title)
     return figure
 
 
@@ -98,25 +98,25 @@ def map_and_curves(
     Raises:
         ShapeError, MMCLError: as `points`.
     """
-    _known("ylims", ylims or {}, panels)
-    looks = _each_its_own(groups, LOOKS)
+    check_known("ylims", ylims or {}, panels)
+    looks = each_its_own(groups, LOOKS)
     figure = plt.figure(figsize=size)
     grid = figure.add_gridspec(len(panels), 2, width_ratios=(1.15, 1))
     left = figure.add_subplot(grid[:, 0])
-    _draw_map(left, groups, looks, lines, limits)
+    draw_map(left, groups, looks, lines, limits)
     left.set(xlabel="first direction", ylabel="second direction")
     for row, (measure, series) in enumerate(panels.items()):
         axis = figure.add_subplot(grid[row, 1])
         for (name, values), colour in zip(series.items(), (GREEN, RED, PURPLE), strict=False):
-            axis.plot(_array(x), _array(values), color=colour, label=name)
+            axis.plot(as_array(x), as_array(values), color=colour, label=name)
         axis.axvline(at, color="#222222", linewidth=1.2)
         axis.set(title=measure, xlabel=xlabel if row == len(panels) - 1 else "")
         if ylims is not None and measure in ylims:
             axis.set_ylim(*ylims[measure])
         if len(series) > 1:
             axis.legend(fontsize=8)
-    _legend_below(figure, _marks(looks), list(looks))
-    _headline(figure, title)
+    legend_below(figure, legend_marks(looks), list(looks))
+    headline(figure, title)
     return figure
 
 
@@ -149,9 +149,9 @@ def map_and_bars(
     Raises:
         ShapeError, MMCLError: as `points`.
     """
-    looks = _each_its_own(groups, LOOKS)
+    looks = each_its_own(groups, LOOKS)
     figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
-    _draw_map(left, groups, looks, lines, limits)
+    draw_map(left, groups, looks, lines, limits)
     left.set(xlabel="first direction", ylabel="second direction")
     names = list(values)
     drawn = right.barh(names, list(values.values()), height=0.55, color=PALETTE[2 : 2 + len(names)])
@@ -163,6 +163,6 @@ def map_and_bars(
     right.grid(visible=False, axis="y")
     if baselines:
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=8)
-    _legend_below(figure, _marks(looks), list(looks))
-    _headline(figure, title)
+    legend_below(figure, legend_marks(looks), list(looks))
+    headline(figure, title)
     return figure

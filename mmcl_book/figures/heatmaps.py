@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmcl_book.figures.style import Array, _array, _headline, house_style
+from mmcl_book.figures.style import Array, as_array, headline, house_style
 
 
 @house_style
@@ -40,18 +40,18 @@ def matrices(
     for i, (axis, (name, values)) in enumerate(zip(axes[0], panels.items(), strict=True)):
         bounds = limits[i] if limits else None
         colours = cmaps[i] if cmaps else "viridis"
-        _draw_matrix(
+        draw_matrix(
             axis, values, rows=rows if i == 0 else (), columns=columns,
             limits=bounds, cmap=colours, numbers=numbers,
         )  # fmt: skip
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if i == 0 else "")
         if not numbers:
             figure.colorbar(axis.images[0], ax=axis, shrink=0.85)
-    _headline(figure, title)
+    headline(figure, title)
     return figure
 
 
-def _draw_matrix(
+def draw_matrix(
     axis: Axes,
     matrix: Array,
     *,
@@ -62,7 +62,7 @@ def _draw_matrix(
     numbers: str = "",
 ) -> None:
     """A heat map on `axis`; `numbers` is a format such as ".2f", empty for none."""
-    values = _array(matrix)
+    values = as_array(matrix)
     low, high = limits if limits is not None else (float(values.min()), float(values.max()))
     shown = axis.imshow(values, vmin=low, vmax=high, cmap=cmap, aspect="auto")
     axis.grid(visible=False)

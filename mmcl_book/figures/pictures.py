@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mmcl_book.figures.heatmaps import _draw_matrix
-from mmcl_book.figures.style import Array, _array, _folded, _rgb, house_style
+from mmcl_book.figures.heatmaps import draw_matrix
+from mmcl_book.figures.style import Array, as_array, as_rgb, fold_text, house_style
 from mmcl_core.errors import ShapeError
 
 
@@ -38,7 +38,7 @@ def scenes(
     """
     figure, axes = _grid(len(pictures), captions, title, columns, width, lines)
     for axis, picture in zip(axes, pictures, strict=True):
-        axis.imshow(_rgb(picture))
+        axis.imshow(as_rgb(picture))
     return figure
 
 
@@ -80,9 +80,9 @@ def overlays(
         _check(f"outlines [N, {tall}, {wide}]", outlines, 3, n, tall, wide)
     side = 0.75  # inches for the colour bar
     figure, axes = _grid(n, captions, title, columns, width - side, room=side)
-    values = _array(maps)
+    values = as_array(maps)
     for i, (axis, picture) in enumerate(zip(axes, pictures, strict=True)):
-        axis.imshow(_muted(picture))
+        axis.imshow(muted(picture))
         frame = (-0.5, wide - 0.5, tall - 0.5, -0.5)
         axis.imshow(
             values[i], vmin=values.min(), vmax=values.max(),
@@ -90,7 +90,7 @@ def overlays(
         )  # fmt: skip
         if outlines is not None and outlines[i].any():
             edge = [patheffects.withStroke(linewidth=3, foreground="black", alpha=0.7)]
-            inside = np.pad(_array(outlines[i]).astype(float), 1)  # closed at the border, too
+            inside = np.pad(as_array(outlines[i]).astype(float), 1)  # closed at the border, too
             x, y = np.arange(-1, wide + 1), np.arange(-1, tall + 1)
             lines = axis.contour(x, y, inside, [0.5], colors="white", linewidths=1.3)
             lines.set(path_effects=edge, clip_on=False)
@@ -104,9 +104,9 @@ def overlays(
     return figure
 
 
-def _muted(picture: Tensor) -> np.ndarray:
+def muted(picture: Tensor) -> np.ndarray:
     """A picture [H, W, 3] with half of its colour, and no darker than 0.3."""
-    rgb = _rgb(picture)
+    rgb = as_rgb(picture)
     rgb = rgb / 255 if rgb.dtype == np.uint8 else rgb
     grey = rgb @ np.array([0.299, 0.587, 0.114])
     return 0.3 + 0.35 * (rgb + grey[..., None])
@@ -143,7 +143,7 @@ def _grid(
     cell = width / columns
     folded = [textwrap.fill(text, int(cell * 16)) for text in captions]
     lines = lines or max((text.count("\n") + 1 for text in folded), default=0)
-    title = _folded(title, width + room - 0.12)
+    title = fold_text(title, width + room - 0.12)
     rows, head = -(-n // columns), (0.2 + 0.2 * (title.count("\n") + 1)) * bool(title)
     tall = cell + 0.15 * lines + 0.06
     height, width = rows * tall + head, width + room
@@ -176,8 +176,8 @@ def pairs(pictures: Tensor, similarity: Array, *, title: str, width: float = 6.4
         title: the finding.
         width: inches.
     """
-    rows, columns = _array(similarity).shape
-    title = _folded(title, width - 0.04)
+    rows, columns = as_array(similarity).shape
+    title = fold_text(title, width - 0.04)
     side, head, foot = 0.46, 0.36 + 0.18 * title.count("\n"), 0.28
     height = rows * side + head + foot
     figure = plt.figure(figsize=(width, height), layout="none")
@@ -185,11 +185,11 @@ def pairs(pictures: Tensor, similarity: Array, *, title: str, width: float = 6.4
         bottom = (foot + (rows - 1 - i + 0.04) * side) / height
         box = (0.02 / width, bottom, 0.92 * side / width, 0.92 * side / height)
         axis = figure.add_axes(box)
-        axis.imshow(_rgb(picture))
+        axis.imshow(as_rgb(picture))
         axis.axis("off")
     left = (side + 0.04) / width
     axis = figure.add_axes((left, foot / height, 0.99 - left, rows * side / height))
-    _draw_matrix(axis, similarity, limits=(-1, 1), cmap="RdBu_r", numbers=".2f")
+    draw_matrix(axis, similarity, limits=(-1, 1), cmap="RdBu_r", numbers=".2f")
     axis.set_xticks(range(columns), [f"caption {i + 1}" for i in range(columns)], fontsize=8)
     axis.set_yticks([])
     axis.tick_params(length=0)

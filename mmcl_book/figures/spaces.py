@@ -16,13 +16,13 @@ from mmcl_book.figures.style import (
     MARKERS,
     PALETTE,
     Array,
-    _array,
-    _colours,
-    _each_its_own,
-    _headline,
-    _known,
-    _legend_below,
+    as_array,
+    check_known,
+    colours_of,
+    each_its_own,
+    headline,
     house_style,
+    legend_below,
 )
 from mmcl_core.errors import ShapeError
 
@@ -59,22 +59,22 @@ def circles(
     for axis, (name, groups) in zip(axes.flat, panels.items(), strict=False):
         axis.plot(np.cos(turn), np.sin(turn), color="#bbbbbb", linewidth=1)
         if partners is not None:
-            for start, end in zip(*(_array(groups[who]) for who in partners), strict=True):
+            for start, end in zip(*(as_array(groups[who]) for who in partners), strict=True):
                 axis.plot(*zip(start, end, strict=True), color=GREY, linewidth=0.7, alpha=0.6)
         for i, (who, points) in enumerate(groups.items()):
-            x, y = _array(points).T
+            x, y = as_array(points).T
             axis.scatter(
                 x, y, s=80 / (1 + 1.5 * i), color=PALETTE[i], marker=MARKERS[i], label=who, zorder=3
             )
             if arrows is not None and who in arrows:
-                u, v = _array(arrows[who]).T
+                u, v = as_array(arrows[who]).T
                 axis.quiver(
                     x, y, u, v, color=PALETTE[i], width=0.011, zorder=4,
                     angles="xy", scale_units="xy", scale=1,
                 )  # fmt: skip
         axis.set(title=name, aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
-    _legend_below(figure, *axes.flat[0].get_legend_handles_labels())
-    _headline(figure, title)
+    legend_below(figure, *axes.flat[0].get_legend_handles_labels())
+    headline(figure, title)
     return figure
 
 
@@ -104,22 +104,22 @@ def points(
         ShapeError: points that are not [N, 2], or groups to join of different sizes.
         MMCLError: `lines` names a group that a panel lacks, or there are too many groups.
     """
-    looks = _each_its_own(
+    looks = each_its_own(
         dict.fromkeys(group for groups in panels.values() for group in groups), LOOKS
     )
     if size is None:
         size = (4.6, 5.0) if len(panels) == 1 else (7.5, 7.5 / len(panels) + 1.0)
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
     for axis, (name, groups) in zip(axes[0], panels.items(), strict=True):
-        _draw_map(axis, groups, looks, lines, limits)
+        draw_map(axis, groups, looks, lines, limits)
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0][0] else "")
     if len(looks) > 1:
-        _legend_below(figure, _marks(looks), list(looks))
-    _headline(figure, title)
+        legend_below(figure, legend_marks(looks), list(looks))
+    headline(figure, title)
     return figure
 
 
-def _draw_map(
+def draw_map(
     axis: Axes,
     groups: Mapping[str, Array],
     looks: Mapping[str, tuple[str, str]],
@@ -127,12 +127,12 @@ def _draw_map(
     limits: tuple[float, float] | None,
 ) -> None:
     """Points of each group on `axis`, square, perhaps joined by lines."""
-    at = {group: _array(values) for group, values in groups.items()}
+    at = {group: as_array(values) for group, values in groups.items()}
     for group, values in at.items():
         if values.ndim != 2 or values.shape[1] != 2:
             raise ShapeError(f"{group}: expected points [N, 2], got {list(values.shape)}")
     if lines is not None:
-        _known("lines", lines, groups)
+        check_known("lines", lines, groups)
         _join(axis, *(at[group] for group in lines))
     for group, values in at.items():
         colour, marker = looks[group]
@@ -146,7 +146,7 @@ def _draw_map(
         axis.set(xlim=limits, ylim=limits)
 
 
-def _marks(looks: Mapping[str, tuple[str, str]]) -> list[Line2D]:
+def legend_marks(looks: Mapping[str, tuple[str, str]]) -> list[Line2D]:
     """What stands for each group in a legend."""
     return [
         Line2D([], [], color=colour, marker=marker, linestyle="", markersize=5)
@@ -195,9 +195,9 @@ def spheres(
         ShapeError: points that are not [N, 3] with N groups.
         MMCLError: `lines` names a side that a panel lacks, or there are too many sides or groups.
     """
-    colours = _colours(group_names)
-    sides = _each_its_own(next(iter(panels.values())), MARKERS)
-    number, turn = _array(groups), _turned(*view)
+    colours = colours_of(group_names)
+    sides = each_its_own(next(iter(panels.values())), MARKERS)
+    number, turn = as_array(groups), _turned(*view)
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     size = (panel * columns, (panel + 0.2) * rows + 0.45 + 0.3 * bool(title))
@@ -208,7 +208,7 @@ def spheres(
         at = {side: _seen(side, values, len(number), turn) for side, values in points.items()}
         _draw_globe(axis, turn)
         if lines is not None:
-            _known("lines", lines, points)
+            check_known("lines", lines, points)
             _join(axis, *(at[side][:, :2] for side in lines))
         for side, xyz in at.items():
             shades = np.array([to_rgba(colours[int(group)]) for group in number])
@@ -225,8 +225,8 @@ def spheres(
         Line2D([], [], color="#222222", marker=marker, linestyle="", markersize=5)
         for marker in sides.values()
     ]
-    _legend_below(figure, marks, [*group_names, *sides])
-    _headline(figure, title)
+    legend_below(figure, marks, [*group_names, *sides])
+    headline(figure, title)
     return figure
 
 
@@ -243,7 +243,7 @@ def _turned(latitude: float, longitude: float) -> np.ndarray:
 
 
 def _seen(side: str, points: Array, n: int, turn: np.ndarray) -> np.ndarray:
-    values = _array(points)
+    values = as_array(points)
     if values.shape != (n, 3):
         raise ShapeError(f"{side}: expected points [{n}, 3], got {list(values.shape)}")
     return values @ turn.T

@@ -91,7 +91,7 @@ def _fold_panel_titles(figure: Figure) -> None:
         for axis, title in titles.items():
             ends = [other.bbox.x0 for other in titles if other.bbox.x0 > axis.bbox.x1]
             room = min([*ends, figure.bbox.x1]) - axis.bbox.x0
-            folded[axis] = _folded(title, room / figure.dpi - 0.1)
+            folded[axis] = fold_text(title, room / figure.dpi - 0.1)
         if all(axis.get_title(loc="left") == title for axis, title in folded.items()):
             return
         for axis, title in folded.items():
@@ -99,17 +99,17 @@ def _fold_panel_titles(figure: Figure) -> None:
         figure.draw_without_rendering()
 
 
-def _folded(text: str, room: float, size: float = 11) -> str:
+def fold_text(text: str, room: float, size: float = 11) -> str:
     """`text` in lines at most `room` inches wide, at a font size in points. No word is broken."""
     lines = []
     for line in text.split("\n"):
-        if _width(line, size) <= room:
+        if text_width(line, size) <= room:
             lines.append(line)
             continue
         kept = ""
         for word in re.findall(r"(?:\$[^$]*\$|\S)+", line):  # a formula is one word
             longer = f"{kept} {word}" if kept else word
-            if kept and _width(longer, size) > room:
+            if kept and text_width(longer, size) > room:
                 lines.append(kept)
                 kept = word
             else:
@@ -118,20 +118,20 @@ def _folded(text: str, room: float, size: float = 11) -> str:
     return "\n".join(lines)
 
 
-def _width(text: str, size: float) -> float:
+def text_width(text: str, size: float) -> float:
     """Inches that a line of text takes."""
     font, is_math = FontProperties(size=size), bool(is_math_text(text))
     return text_to_path.get_text_width_height_descent(text, font, is_math)[0] / 72
 
 
-def _headline(figure: Figure, title: str) -> None:
+def headline(figure: Figure, title: str) -> None:
     """The title of a figure with several panels."""
     if title:
         room = 0.98 * figure.get_figwidth()
-        figure.suptitle(_folded(title, room), x=0.01, ha="left", fontsize=11)
+        figure.suptitle(fold_text(title, room), x=0.01, ha="left", fontsize=11)
 
 
-def _legend_below(figure: Figure, marks: Sequence[Any], names: Sequence[str]) -> None:
+def legend_below(figure: Figure, marks: Sequence[Any], names: Sequence[str]) -> None:
     """One legend for all panels, in as few rows as there is room for."""
     for columns in range(len(names), 0, -1):
         legend = figure.legend(marks, names, loc="outside lower center", ncols=columns)
@@ -140,7 +140,7 @@ def _legend_below(figure: Figure, marks: Sequence[Any], names: Sequence[str]) ->
         legend.remove()
 
 
-def _each_its_own(names: Iterable[str], looks: Sequence[Any]) -> dict[str, Any]:
+def each_its_own(names: Iterable[str], looks: Sequence[Any]) -> dict[str, Any]:
     """A look for each name; none is drawn like another, and none is left out."""
     names = list(names)
     if len(names) > len(looks):
@@ -150,24 +150,24 @@ def _each_its_own(names: Iterable[str], looks: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(names, looks, strict=False))
 
 
-def _colours(groups: Sequence[str]) -> list[str]:
+def colours_of(groups: Sequence[str]) -> list[str]:
     """A colour for each group."""
     if set(groups) <= set(NAMED):
         return [NAMED[name] for name in groups]
-    return list(_each_its_own(groups, PALETTE).values())
+    return list(each_its_own(groups, PALETTE).values())
 
 
-def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+def check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     if unknown := [name for name in names if name not in known]:
         raise MMCLError(f"{what}: expected names from {list(known)}; got {unknown}")
 
 
-def _array(values: Array) -> np.ndarray:
+def as_array(values: Array) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def _rgb(picture: Tensor) -> np.ndarray:
+def as_rgb(picture: Tensor) -> np.ndarray:
     """[3, H, W], uint8 or float in [0, 1], as matplotlib wants it: [H, W, 3]."""
     if picture.ndim != 3 or len(picture) != 3:
         raise ShapeError(f"expected a picture [3, H, W], got {list(picture.shape)}")
-    return _array(picture).transpose(1, 2, 0)
+    return as_array(picture).transpose(1, 2, 0)

@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from mmcl_book.figures.pictures import _muted
+from mmcl_book.figures.pictures import muted
 from mmcl_book.figures.style import (
     BLUE,
     GREEN,
     Array,
-    _array,
-    _folded,
-    _rgb,
+    as_array,
+    as_rgb,
+    fold_text,
     house_style,
 )
 from mmcl_core.errors import ShapeError
@@ -55,7 +55,7 @@ def token_card(
     Raises:
         ShapeError: more pictures than there is room for, or not as many cells.
     """
-    cells = _array(cells)
+    cells = as_array(cells)
     if len(pictures) > COLUMNS * rows or cells.shape != (len(pictures),):
         raise ShapeError(
             f"expected at most {COLUMNS * rows} pictures and a cell for each; got {len(pictures)} "
@@ -66,7 +66,7 @@ def token_card(
     axis.axis("off")
     for i, picture in enumerate(pictures):  # all on one axis, which is drawn in a fraction of time
         down, right = divmod(i, COLUMNS)
-        _place(axis, _rgb(picture), 1.06 * right, 1.06 * down)
+        _place(axis, as_rgb(picture), 1.06 * right, 1.06 * down)
         row, column = divmod(int(cells[i]), grid)
         _outline(axis, 1.06 * right + column / grid, 1.06 * down + row / grid, 1 / grid)
     axis.set(xlim=(-0.02, 1.06 * COLUMNS), ylim=(1.06 * rows, -0.02), aspect="equal", anchor="NW")
@@ -107,7 +107,7 @@ def tokens_of_scene(
     Raises:
         ShapeError: not as many names, maps and rows, or columns and words.
     """
-    given = _array(by_word)
+    given = as_array(by_word)
     if given.shape != (len(names), len(words)) or len(maps) != len(names):
         raise ShapeError(
             f"expected {len(names)} maps and by_word [{len(names)}, {len(words)}]; got {len(maps)} "
@@ -117,9 +117,9 @@ def tokens_of_scene(
     axis = figure.add_axes((0.01, 0.54, 0.98, 0.36))
     axis.axis("off")
     high = max(float(maps.max()), 1e-6)
-    _place(axis, _rgb(picture), 0, 0.12)
-    for i, values in enumerate(_array(maps), start=1):
-        _place(axis, _muted(picture), 1.08 * i, 0.12)
+    _place(axis, as_rgb(picture), 0, 0.12)
+    for i, values in enumerate(as_array(maps), start=1):
+        _place(axis, muted(picture), 1.08 * i, 0.12)
         seen = np.ma.masked_equal(values, 0)  # where nothing is given, the picture shows
         _place(axis, seen, 1.08 * i, 0.12, vmin=0, vmax=high, cmap="inferno", alpha=0.75)
     for i, name in enumerate(["picture", *names]):
@@ -156,7 +156,7 @@ def _outline(axis: Axes, x: float, y: float, side: float) -> None:
 
 def _title(figure: Figure, title: str) -> None:
     width, height = figure.get_size_inches()
-    text = _folded(title, width - 0.1)
+    text = fold_text(title, width - 0.1)
     figure.text(0.05 / width, 1 - 0.06 / height, text, ha="left", va="top", fontsize=11)
 
 

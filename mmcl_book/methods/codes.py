@@ -19,9 +19,11 @@ from mmcl_core.batches import Batch, require
 from mmcl_core.data.groups import caption_groups, codes_of
 from mmcl_core.distributed import gather, own_rows
 from mmcl_core.encoders import masked_mean, width_of
-from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
+from mmcl_core.errors import ShapeError, check_count, check_number
 from mmcl_core.losses import clip_loss
+from mmcl_core.losses.checks import at_least_float32, in_float32
 from mmcl_core.methods.clip import CLIP
+from mmcl_core.methods.method import unit
 
 DEAD = 0.05  # codes with a smaller running count of tokens a step begin anew
 
@@ -35,6 +37,7 @@ class Quantised(NamedTuple):
     commitment: Tensor  # [B], mean square distance of the real tokens to their codes
 
 
+@in_float32  # in bfloat16, one patch in twenty would get another code
 def quantise(tokens: Tensor, codebook: Tensor, mask: Tensor) -> Quantised:
     """Replaces each token by its nearest code.
 
@@ -58,11 +61,11 @@ def quantise(tokens: Tensor, codebook: Tensor, mask: Tensor) -> Quantised:
         raise ShapeError(
             f"expected a mask bool {list(tokens.shape[:2])}; got {mask.dtype} {list(mask.shape)}"
         )
-    square = (
+    square = (  # of the distances, [B, N, C]
         tokens.square().sum(2, keepdim=True) - 2 * tokens @ codebook.T + codebook.square().sum(1)
     )
-    codes = square.argmin(2)
-    nearest = codebook[codes]
+    codes = square.argmin(2)  # [B, N]
+    nearest = codebook[codes]  # [B, N, D]
     # The root has no derivative at 0, where a token lies on a code.
     soft = (-square.clamp(min=1e-6).sqrt()).softmax(2)
     return Quantised(
@@ -73,6 +76,7 @@ def quantise(tokens: Tensor, codebook: Tensor, mask: Tensor) -> Quantised:
     )
 
 
+@in_float32
 def code_matching_loss(
     image: Tensor,
     caption: Tensor,
@@ -121,14 +125,17 @@ class CodeCLIP(CLIP):
     A linear map and a norm bring each token to width D; its nearest code takes its place; the mean
     over the real tokens is the embedding. The loss is CLIP's, plus code matching, plus a
     commitment that holds tokens near their codes. The codes themselves are running means of the
-    tokens that chose them, pictures and words together (van den Oord et al., appendix A.1); codes
-    that hardly any token chooses move to the tokens that are worst served.
+    tokens that chose them, pictures and words together (van den Oord et al., appendix A.1). Codes
+    that hardly any token chooses move to tokens of the batch, evenly spaced: many go where tokens
+    are many.
 
     Args:
         image_encoder: returns `Encoded`; its `tokens` are used. Has a `width`.
         caption_encoder: the same, for captions.
-        codes: number C of codes.
+        codebook_size: number C of codes.
         dim: width D of codes and embeddings.
+        temperature: of the contrastive loss; where it is learned, its start.
+        learn_temperature: whether it is learned.
         matching: weight of the code matching loss, at least 0.
         commitment: weight of the commitment, at least 0.
         decay: of the running means, in [0, 1).
@@ -136,7 +143,6 @@ class CodeCLIP(CLIP):
             them. Ours. Hard codes of untrained tokens tell the encoders little.
         summary: add a continuous summary, a linear map of the pooled vector, to the mean of the
             codes, as the paper does: then what is no code gets past the codebook.
-        temperature: of the contrastive loss, at the start; learned.
     """
 
     # Typed here, since a ModuleDict forgets what it holds.
@@ -152,24 +158,28 @@ class CodeCLIP(CLIP):
         image_encoder: nn.Module,
         caption_encoder: nn.Module,
         *,
-        codes: int = 256,
+        codebook_size: int = 256,
         dim: int = 128,
+        temperature: float = 0.07,
+        learn_temperature: bool = True,
         matching: float = 1.0,
         commitment: float = 0.25,
         decay: float = 0.95,
         warmup: int = 0,
         summary: bool = False,
-        temperature: float = 0.07,
     ) -> None:
-        super().__init__(image_encoder, caption_encoder, dim=dim, temperature=temperature)
-        if codes < 2 or not 0 <= decay < 1 or min(matching, commitment, warmup) < 0:
-            raise MMCLError(
-                "expected at least 2 codes, a decay in [0, 1), and weights and warmup of at least "
-                f"0; got codes={codes}, decay={decay}, matching={matching}, "
-                f"commitment={commitment}, warmup={warmup}"
-            )
-        self.matching, self.commitment, self.decay = matching, commitment, decay
-        self.warmup = warmup
+        super().__init__(
+            image_encoder,
+            caption_encoder,
+            dim=dim,
+            temperature=temperature,
+            learn_temperature=learn_temperature,
+        )
+        dim, codes = check_count("dim", dim), check_count("codebook_size", codebook_size, least=2)
+        self.matching = check_number("matching", matching, "[0, inf)")
+        self.commitment = check_number("commitment", commitment, "[0, inf)")
+        self.decay = check_number("decay", decay, "[0, 1)")
+        self.warmup = check_count("warmup", warmup, least=0)
         self.summaries = self.heads if summary else None
         self.heads = nn.ModuleDict(
             {
@@ -260,23 +270,19 @@ class CodeCLIP(CLIP):
             MissingModalityError: as `ground`.
         """
         tokens, mask, _ = self._tokens(batch, modality)
-        return F.normalize(quantise(tokens, self.codebook, mask).tokens, dim=-1), mask
+        return unit(quantise(tokens, self.codebook, mask).tokens), mask
 
     def _tokens(self, batch: Batch, modality: str) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B, N, D] as they meet the codebook, their mask, and the pooled vector [B, F]."""
-        if modality not in self.modalities:
-            raise MissingModalityError(
-                f"CodeCLIP knows {', '.join(self.modalities)}; got {modality!r}"
-            )
-        require(batch, "These codes need", modality)
-        encoded = self.encoders[modality](batch[modality])
-        return self.heads[modality](encoded.tokens), encoded.mask, encoded.pooled
+        encoded = self._encode(batch, modality)
+        tokens = at_least_float32(self.heads[modality](encoded.tokens))
+        return tokens, encoded.mask, encoded.pooled
 
     def _join(self, tokens: Tensor, mask: Tensor, pooled: Tensor, modality: str) -> Tensor:
         vector = masked_mean(tokens, mask)
         if self.summaries is not None:
             vector = vector + self.summaries[modality](pooled)
-        return F.normalize(vector, dim=-1)
+        return unit(vector)
 
     def _embed_one(self, batch: Batch, modality: str) -> Tensor:
         tokens, mask, pooled = self._tokens(batch, modality)

@@ -4,13 +4,12 @@ The sum of two losses that this library has, as in Mu et al., "SLIP: Self-superv
 Language-Image Pre-training", ECCV 2022, with MoCo (He et al., CVPR 2020) in the place of SimCLR.
 """
 
-import math
 from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 from mmcl_core.batches import Batch
-from mmcl_core.errors import MMCLError
+from mmcl_core.errors import check_number, check_temperature
 from mmcl_core.methods.clip import CLIP
 from mmcl_core.methods.moco import MoCo
 
@@ -26,10 +25,11 @@ class MoCoCLIP(CLIP):
         caption_encoder: see `CLIP`.
         weight: of MoCo's loss, finite and at least 0.
         dim: width D of the space of CLIP, and of MoCo's own.
+        temperature: of CLIP's loss; where it is learned, its start.
+        learn_temperature: whether it is learned.
         queue: see `MoCo`; likewise `momentum` and `moco_temperature`.
         momentum: of the key encoder.
         moco_temperature: T > 0 of MoCo's loss.
-        temperature: of CLIP's loss, to begin with; it is learned.
     """
 
     def __init__(
@@ -39,15 +39,21 @@ class MoCoCLIP(CLIP):
         *,
         weight: float = 1.0,
         dim: int = 128,
+        temperature: float = 0.07,
+        learn_temperature: bool = True,
         queue: int = 1024,
         momentum: float = 0.99,
         moco_temperature: float = 0.2,
-        temperature: float = 0.07,
     ) -> None:
-        super().__init__(image_encoder, caption_encoder, dim=dim, temperature=temperature)
-        if not 0 <= weight < math.inf:
-            raise MMCLError(f"weight must be finite and at least 0; got {weight}")
-        self.weight = weight
+        super().__init__(
+            image_encoder,
+            caption_encoder,
+            dim=dim,
+            temperature=temperature,
+            learn_temperature=learn_temperature,
+        )
+        self.weight = check_number("weight", weight, "[0, inf)")
+        check_temperature(moco_temperature, "moco_temperature")
         self.moco = MoCo(
             image_encoder, dim=dim, queue=queue, momentum=momentum, temperature=moco_temperature
         )

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, at_hand, require
 from mmcl_core.data.tokenizer import SPECIALS
-from mmcl_core.encoders import width_of
-from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
+from mmcl_core.encoders import by_modality, width_of
+from mmcl_core.errors import MMCLError, ShapeError, check_count, check_number
+from mmcl_core.losses.checks import at_least_float32, in_float32
+from mmcl_core.methods.method import Method, unit
 
 # At the beginning, means are spread out and variances small, or the decoders would see little but
 # noise for hundreds of steps. Ours.
@@ -71,6 +73,7 @@ def kl_to_prior(of: Gaussian) -> Tensor:
     return (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
 
 
+@in_float32
 def picture_log_likelihood(decoded: Tensor, pictures: Tensor, std: float) -> Tensor:
     """`log p(picture | z)` in nats, [B]: each number of a picture normal around the decoded one.
 
@@ -94,6 +97,7 @@ def words_there(captions: Tensor, vocabulary: int) -> Tensor:
     return there.scatter_(1, captions, 1.0)[:, len(SPECIALS) :]
 
 
+@in_float32
 def words_log_likelihood(logits: Tensor, there: Tensor) -> Tensor:
     """`log p(caption | z)` in nats, [B]: each word of the vocabulary is there or not, by itself.
 
@@ -108,20 +112,22 @@ class PictureDecoder(nn.Module):
     """A hidden vector to a picture: one linear map, then convolutions that double the side thrice.
 
     Args:
-        hidden: width Z of the hidden vector.
+        dim: width Z of the hidden vector.
         size: side of the pictures, a multiple of 8.
         width: channels at the coarsest grid, a multiple of 32.
     """
 
-    def __init__(self, hidden: int, *, size: int = 32, width: int = 64) -> None:
+    def __init__(self, dim: int, *, size: int = 32, width: int = 64) -> None:
         super().__init__()
-        if size < 8 or size % 8 or width < 32 or width % 32:
+        dim = check_count("dim", dim)
+        size, width = check_count("size", size), check_count("width", width)
+        if size % 8 or width % 32:
             raise MMCLError(
                 "expected a size that is a multiple of 8 and a width that is one of 32; got "
                 f"size={size}, width={width}"
             )
         self.side, self.width = size // 8, width
-        self.grid = nn.Linear(hidden, width * self.side**2)
+        self.grid = nn.Linear(dim, width * self.side**2)
         self.convolutions = nn.Sequential(
             nn.GroupNorm(8, width),
             nn.GELU(),
@@ -136,7 +142,8 @@ class PictureDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, Z] -> pictures [B, 3, size, size] in (0, 1)."""
-        grid = self.grid(z).view(len(z), self.width, self.side, self.side)
+        flat = self.grid(z.to(self.grid.weight.dtype))
+        grid = flat.view(len(z), self.width, self.side, self.side)
         return self.convolutions(grid).sigmoid()
 
 
@@ -148,22 +155,28 @@ class WordsDecoder(nn.Linear):
     The price: it never says which colour belongs to which shape.
 
     Args:
-        hidden: width Z of the hidden vector.
+        dim: width Z of the hidden vector.
         vocabulary: number V of word numbers.
     """
 
-    def __init__(self, hidden: int, vocabulary: int) -> None:
-        super().__init__(hidden, vocabulary - len(SPECIALS))
+    def __init__(self, dim: int, vocabulary: int) -> None:
+        words = check_count("vocabulary", vocabulary, least=len(SPECIALS) + 1) - len(SPECIALS)
+        super().__init__(check_count("dim", dim), words)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, Z] -> [B, V - 4]."""
+        return super().forward(z.to(self.weight.dtype))
 
 
-class MultimodalVAE(nn.Module):
+class MultimodalVAE(Method):
     """What the two methods share: an expert and a decoder for each modality.
 
     Args:
         image_encoder: returns `Encoded` for `batch["image"]`; has a `width` and a `size`.
         caption_encoder: returns `Encoded` for `batch["caption"]`; has a `width` and a `vocabulary`.
-        hidden: width Z of the hidden vector.
-        pixel_std: standard deviation of a number of a picture around the decoded one, above 0.
+        dim: width Z of the hidden vector, and of the embeddings.
+        pixel_std: standard deviation of a number of a picture around the decoded one, at least
+            1e-6.
         caption_weight: what `log p(caption | z)` is multiplied by, above 0. A picture has thousands
             of numbers and a caption a few words; with 1, nearly all of the gradient is the
             picture's. With another weight, the bound is no longer one of the likelihood.
@@ -180,16 +193,15 @@ class MultimodalVAE(nn.Module):
         image_encoder: nn.Module,
         caption_encoder: nn.Module,
         *,
-        hidden: int = 64,
+        dim: int = 128,
         pixel_std: float = 0.25,
         caption_weight: float = 50.0,
     ) -> None:
         super().__init__()
-        if not 0 < pixel_std < math.inf or not 0 < caption_weight < math.inf:
-            raise MMCLError(
-                "pixel_std and caption_weight must be above 0 and finite; got "
-                f"{pixel_std} and {caption_weight}"
-            )
+        dim = check_count("dim", dim)
+        self.pixel_std = check_number("pixel_std", pixel_std, "[1e-6, inf)")
+        self.caption_weight = check_number("caption_weight", caption_weight, "(0, inf)")
+        self.encoders = by_modality({"image": image_encoder, "caption": caption_encoder})
         size, vocabulary = (
             getattr(encoder, name, None)
             for encoder, name in ((image_encoder, "size"), (caption_encoder, "vocabulary"))
@@ -199,22 +211,16 @@ class MultimodalVAE(nn.Module):
                 "a decoder needs to know what to draw: expected an image encoder with a `size` and "
                 f"a caption encoder with a `vocabulary`; got {size} and {vocabulary}"
             )
-        self.vocabulary, self.pixel_std = vocabulary, pixel_std
-        self.caption_weight = caption_weight
-        self.weights = {"image": 1.0, "caption": caption_weight}
-        self.encoders = nn.ModuleDict({"image": image_encoder, "caption": caption_encoder})
+        self.vocabulary = vocabulary
         self.posteriors = nn.ModuleDict(
-            {m: nn.Linear(width_of(e), 2 * hidden) for m, e in self.encoders.items()}
+            {m: nn.Linear(width_of(e), 2 * dim) for m, e in self.encoders.items()}
         )
         with torch.no_grad():
             for posterior in self.posteriors.values():
-                posterior.weight[:hidden] *= SPREAD
-                posterior.bias[hidden:] = LOG_VARIANCE
+                posterior.weight[:dim] *= SPREAD
+                posterior.bias[dim:] = LOG_VARIANCE
         self.decoders = nn.ModuleDict(
-            {
-                "image": PictureDecoder(hidden, size=size),
-                "caption": WordsDecoder(hidden, vocabulary),
-            }
+            {"image": PictureDecoder(dim, size=size), "caption": WordsDecoder(dim, vocabulary)}
         )
 
     def expert(self, batch: Batch, modality: str) -> Gaussian:
@@ -223,10 +229,8 @@ class MultimodalVAE(nn.Module):
         Raises:
             MissingModalityError: it is neither image nor caption, or not in the batch.
         """
-        self._known(modality)
-        require(batch, "This posterior needs", modality)
-        pooled = self.encoders[modality](batch[modality]).pooled
-        return Gaussian(*self.posteriors[modality](pooled).chunk(2, dim=1))
+        both = self.posteriors[modality](self._encode(batch, modality).pooled)  # [B, 2 Z]
+        return Gaussian(*at_least_float32(both).chunk(2, dim=1))
 
     def posterior_mean(self, batch: Batch) -> Tensor:
         """[B, Z]: where the posterior of the modalities at hand has its mean.
@@ -242,7 +246,7 @@ class MultimodalVAE(nn.Module):
         Raises:
             MissingModalityError: neither picture nor caption is there.
         """
-        return F.normalize(self.posterior_mean(batch), dim=-1)
+        return unit(self.posterior_mean(batch))
 
     def decode(self, z: Tensor, modality: str) -> Tensor:
         """What a hidden vector looks or reads like.
@@ -256,10 +260,10 @@ class MultimodalVAE(nn.Module):
             MissingModalityError: another modality.
             ShapeError: z has another width.
         """
-        self._known(modality)
-        hidden = self.decoders["image"].grid.in_features
-        if z.ndim != 2 or z.shape[1] != hidden:
-            raise ShapeError(f"expected hidden vectors [B, {hidden}], got {list(z.shape)}")
+        self._check_known(modality)
+        dim = self.decoders["caption"].in_features
+        if z.ndim != 2 or z.shape[1] != dim:
+            raise ShapeError(f"expected hidden vectors [B, {dim}], got {list(z.shape)}")
         if modality == "image":
             return self.decoders["image"](z)
         return F.pad(self.decoders["caption"](z).sigmoid(), (len(SPECIALS), 0))
@@ -287,14 +291,9 @@ class MultimodalVAE(nn.Module):
     def _elbo(self, of: Gaussian, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Batch]:
         """The weighted ELBO of these modalities, [B], with one draw of z; and its parts."""
         parts = self._likelihoods(of.draw(), batch, names) | {"kl": kl_to_prior(of)}
-        seen = torch.stack([self.weights[name] * parts[name] for name in names]).sum(0)
+        weights = {"image": 1.0, "caption": self.caption_weight}
+        seen = torch.stack([weights[name] * parts[name] for name in names]).sum(0)
         return seen - parts["kl"], parts
-
-    def _known(self, modality: str) -> None:
-        if modality not in self.modalities:
-            raise MissingModalityError(
-                f"{type(self).__name__} knows {', '.join(self.modalities)}; got {modality!r}"
-            )
 
 
 class MVAE(MultimodalVAE):

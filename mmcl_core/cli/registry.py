@@ -77,15 +77,15 @@ def mct(data: Any, batch_size: int, steps: int) -> Recipe:
 
 
 def fdt(data: Any, batch_size: int, steps: int) -> Recipe:
-    """512 tokens, cooled from 300 to 15; two layers over the words."""
+    """512 entries in the codebook, cooled from 300 to 15; two layers over the words."""
     cooling = Cooling(300.0, 15.0, max(steps, 1))
-    method = FDT(_image(data), _caption(data, depth=2), temperature=cooling)
+    method = FDT(_image(data), _caption(data, depth=2), grounding_temperature=cooling)
     return Recipe(method, paraphrase(data))
 
 
 def gmc(data: Any, batch_size: int, steps: int) -> Recipe:
     """Pictures, captions, and tags where the data has them."""
-    return Recipe(GMC(_all(data)), paraphrase(data))
+    return Recipe(GMC(_all(data), dim=64), paraphrase(data))
 
 
 def fusion(data: Any, batch_size: int, steps: int) -> Recipe:

@@ -7,17 +7,17 @@ from torch import Tensor
 from mmcl_core.errors import MMCLError, ShapeError
 
 # The most elements of a [chunk, M] block of scores: 16 MB in float32.
-_BLOCK = 2**22
+BLOCK = 2**22
 
 
-def _told(x: Tensor) -> str:
+def described(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)} on {x.device}"
 
 
-def _matrix(x: Tensor, name: str) -> Tensor:
+def as_matrix(x: Tensor, name: str) -> Tensor:
     """x as float [N, D] without history; at least float32."""
     if not isinstance(x, Tensor) or x.ndim != 2 or 0 in x.shape or not x.is_floating_point():
-        found = _told(x) if isinstance(x, Tensor) else type(x).__name__
+        found = described(x) if isinstance(x, Tensor) else type(x).__name__
         raise ShapeError(f"{name}: expected floats [N, D], not empty; got {found}")
     x = x.detach()
     if x.dtype != torch.float64:
@@ -28,9 +28,9 @@ def _matrix(x: Tensor, name: str) -> Tensor:
     return x
 
 
-def _unit(x: Tensor, name: str, *, smallest: float = 1e-12) -> Tensor:
+def as_unit(x: Tensor, name: str, *, smallest: float = 1e-12) -> Tensor:
     """x with rows of unit norm; a row shorter than `smallest` counts as zero."""
-    x = _matrix(x, name)
+    x = as_matrix(x, name)
     zero = x.norm(dim=1) < smallest
     if zero.any():
         raise ShapeError(
@@ -40,19 +40,21 @@ def _unit(x: Tensor, name: str, *, smallest: float = 1e-12) -> Tensor:
     return F.normalize(x, dim=1)
 
 
-def _pairs(x: Tensor) -> Tensor:
-    x = _unit(x, "x").double()
+def as_pairs(x: Tensor) -> Tensor:
+    x = as_unit(x, "x").double()
     if len(x) < 2:
         raise ShapeError("expected at least two samples, to have a pair of them; got one")
     return x
 
 
-def _same_width(x: Tensor, y: Tensor) -> None:
+def check_same_width(x: Tensor, y: Tensor) -> None:
     if x.shape[1] != y.shape[1] or x.device != y.device:
-        raise ShapeError(f"expected x and y of one width and device; got {_told(x)} and {_told(y)}")
+        raise ShapeError(
+            f"expected x and y of one width and device; got {described(x)} and {described(y)}"
+        )
 
 
-def _labels(y: Tensor, x: Tensor, name: str) -> Tensor:
+def as_labels(y: Tensor, x: Tensor, name: str) -> Tensor:
     """Labels as int64 on the CPU, checked."""
     if not isinstance(y, Tensor):
         raise ShapeError(f"{name}: expected a tensor; got {type(y).__name__}")
@@ -67,12 +69,12 @@ def _labels(y: Tensor, x: Tensor, name: str) -> Tensor:
     ):
         raise ShapeError(
             f"{name}: expected classes 0, 1, ... [{len(x)}], or columns of 0 and 1 [{len(x)}, T]; "
-            f"got {_told(y)}"
+            f"got {described(y)}"
         )
     return whole.cpu()
 
 
-def _check_classes(y: Tensor, truth: Tensor) -> None:
+def check_classes(y: Tensor, truth: Tensor) -> None:
     """At least two classes to train on, and no others in the test, in each column."""
     columns = y.ndim == 2
     for t, (known, asked) in enumerate(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmcl_core.errors import ShapeError, check_count
-from mmcl_core.evaluation.checks import _labels, _matrix
+from mmcl_core.evaluation.checks import as_labels, as_matrix
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def calibration(logits: Tensor, labels: Tensor, *, bins: int = 15) -> Calibratio
         ShapeError: shapes or values that do not fit.
         MMCLError: no bins.
     """
-    x = _matrix(logits, "logits").double().cpu()
-    y = _labels(labels, x, "labels")
+    x = as_matrix(logits, "logits").double().cpu()
+    y = as_labels(labels, x, "labels")
     if y.ndim != 1 or y.max() >= x.shape[1]:
         raise ShapeError(
             f"expected labels [{len(x)}] from 0 to {x.shape[1] - 1}; got {list(y.shape)} up to "

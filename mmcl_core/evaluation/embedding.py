@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, Batched, Data
 from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError, check_count
-from mmcl_core.evaluation.checks import _matrix
+from mmcl_core.evaluation.checks import as_matrix
 from mmcl_core.modules import evaluating, taking
 
 
@@ -38,10 +38,10 @@ def embed_all(
     """
     if device is not None:
         method.to(device)
-    return _matrix(_rows(method, "embed", data, modalities, batch_size), "the embeddings")
+    return as_matrix(rows_of(method, "embed", data, modalities, batch_size), "the embeddings")
 
 
-def _rows(
+def rows_of(
     method: nn.Module,
     verb: str,
     data: Data | Batch,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, Data
 from mmcl_core.errors import MMCLError, ShapeError, check_count
-from mmcl_core.evaluation.checks import _check_classes, _labels, _matrix, _unit
-from mmcl_core.evaluation.embedding import _rows, embed_all
-from mmcl_core.evaluation.probes import _chance, _fit_probe
+from mmcl_core.evaluation.checks import as_labels, as_matrix, as_unit, check_classes
+from mmcl_core.evaluation.embedding import embed_all, rows_of
+from mmcl_core.evaluation.probes import chance_of, fit_probe
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,22 +77,22 @@ def missing_modality(
         )
     if classifier not in ("probe", "own"):
         raise MMCLError(f"classifier must be 'probe' or 'own'; got {classifier!r}")
-    y, truth = _labels(train_y, train_y, "train_y"), _labels(test_y, test_y, "test_y")
+    y, truth = as_labels(train_y, train_y, "train_y"), as_labels(test_y, test_y, "test_y")
     if y.ndim != 1 or truth.ndim != 1:
         raise ShapeError(f"expected labels [N] and [M]; got {list(y.shape)}, {list(truth.shape)}")
-    _check_classes(y, truth)
+    check_classes(y, truth)
     predictions = {}
     if classifier == "probe":
         x = embed_all(method, train, modalities, batch_size=batch_size)
-        predict, converged = _fit_probe(x, _labels(train_y, x, "train_y"), C, max_iter)
+        predict, converged = fit_probe(x, as_labels(train_y, x, "train_y"), C, max_iter)
         verb = "embed"
     else:
         verb, predict, converged = "logits", _largest, True
     for size in range(1, len(modalities) + 1):
         for present in itertools.combinations(modalities, size):
-            rows = _rows(method, verb, test, present, batch_size)
-            rows = _matrix(rows, f"{verb} of {' and '.join(present)}")
-            _labels(test_y, rows, "test_y")  # one for each sample
+            rows = rows_of(method, verb, test, present, batch_size)
+            rows = as_matrix(rows, f"{verb} of {' and '.join(present)}")
+            as_labels(test_y, rows, "test_y")  # one for each sample
             if classifier == "own" and truth.max() >= rows.shape[1]:
                 raise MMCLError(
                     f"expected test labels from 0 to {rows.shape[1] - 1}, the classes of the "
@@ -102,7 +102,7 @@ def missing_modality(
     accuracy = {
         present: (found == truth).double().mean().item() for present, found in predictions.items()
     }
-    return MissingModality(accuracy, _chance(truth), predictions, converged)
+    return MissingModality(accuracy, chance_of(truth), predictions, converged)
 
 
 def _largest(logits: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def closeness(part: Tensor, whole: Tensor) -> Closeness:
     Raises:
         ShapeError: fewer than two samples.
     """
-    x, y = (_unit(each, "embeddings").double() for each in (part, whole))
+    x, y = (as_unit(each, "embeddings").double() for each in (part, whole))
     n = len(y)
     if n < 2:
         raise ShapeError("expected at least two samples, to have another one; got one")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmcl_core.errors import ShapeError, check_count, check_number
-from mmcl_core.evaluation.checks import _check_classes, _labels, _matrix
+from mmcl_core.evaluation.checks import as_labels, as_matrix, check_classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +57,24 @@ def linear_probe(
         MMCLError: fewer than two classes to train on, test labels that training lacks, or C not
             above 0.
     """
-    x, test = _matrix(train_x, "train_x").double().cpu(), _matrix(test_x, "test_x").double().cpu()
-    y, truth = _labels(train_y, x, "train_y"), _labels(test_y, test, "test_y")
+    x, test = (
+        as_matrix(train_x, "train_x").double().cpu(),
+        as_matrix(test_x, "test_x").double().cpu(),
+    )
+    y, truth = as_labels(train_y, x, "train_y"), as_labels(test_y, test, "test_y")
     if x.shape[1] != test.shape[1] or y.shape[1:] != truth.shape[1:]:
         raise ShapeError(
             "expected features and labels of one width in training and test; got "
             f"{list(x.shape)}, {list(y.shape)} and {list(test.shape)}, {list(truth.shape)}"
         )
-    _check_classes(y, truth)
-    predict, converged = _fit_probe(x, y, C, max_iter)
+    check_classes(y, truth)
+    predict, converged = fit_probe(x, y, C, max_iter)
     predictions = predict(test)
     accuracy = (predictions == truth).double().mean().item()
-    return Probe(accuracy, _chance(truth), predictions, converged)
+    return Probe(accuracy, chance_of(truth), predictions, converged)
 
 
-def _fit_probe(
+def fit_probe(
     x: Tensor, y: Tensor, C: float, max_iter: int
 ) -> tuple[Callable[[Tensor], Tensor], bool]:
     """A logistic regression for each column of labels.
@@ -116,7 +119,7 @@ def _fit_probe(
     return predict, all(bool(model.n_iter_.max() < max_iter) for model in models)
 
 
-def _chance(truth: Tensor) -> float:
+def chance_of(truth: Tensor) -> float:
     """Accuracy of always naming the commonest label, mean over columns."""
     columns = truth.reshape(len(truth), -1).T
     return sum(column.bincount().max().item() / len(truth) for column in columns) / len(columns)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmcl_core.batches import Batch, Data
 from mmcl_core.data.tokenizer import WordTokenizer
 from mmcl_core.errors import MMCLError, ShapeError
-from mmcl_core.evaluation.checks import _labels, _unit
+from mmcl_core.evaluation.checks import as_labels, as_unit
 from mmcl_core.evaluation.embedding import embed_all
 
 
@@ -70,9 +70,9 @@ def zero_shot(
             raise MMCLError(f"expected a list of sentences for the class {name!r}; got {texts!r}")
     if isinstance(images, Tensor):
         images = {"image": images}
-    x = _unit(embed_all(method, images, ("image",), batch_size=batch_size), "image embeddings")
+    x = as_unit(embed_all(method, images, ("image",), batch_size=batch_size), "image embeddings")
     if labels is not None:
-        labels = _labels(labels, x, "labels")
+        labels = as_labels(labels, x, "labels")
         if labels.ndim != 1 or labels.max() >= len(classes):
             raise ShapeError(
                 f"expected labels [{len(x)}] from 0 to {len(classes) - 1}, one for each class; got "
@@ -84,9 +84,9 @@ def zero_shot(
         torch.tensor([len(texts) for texts in sentences])
     )
     sums = each.new_zeros(len(classes), each.shape[1])
-    sums.index_add_(0, of_class, _unit(each, "prompts"))
+    sums.index_add_(0, of_class, as_unit(each, "prompts"))
     # The direction of a sum is that of the mean. Sentences that cancel leave only rounding.
-    scores = x @ _unit(sums, "class embeddings", smallest=1e-6).T
+    scores = x @ as_unit(sums, "class embeddings", smallest=1e-6).T
     predictions = scores.argmax(1)
     if labels is None:
         return ZeroShot(scores, predictions, None, None, classes)

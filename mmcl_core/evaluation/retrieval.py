@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmcl_core.errors import MMCLError, ShapeError, check_count
-from mmcl_core.evaluation.checks import _BLOCK, _told, _unit
+from mmcl_core.evaluation.checks import BLOCK, as_unit, described
 
 # Cosines nearer than this are ties: float32 products of the same two rows differ by as much.
 TIE = 1e-6
@@ -59,11 +59,11 @@ def recall_at_k(
         ShapeError: shapes that do not fit, empty, not finite, or a zero vector.
         MMCLError: k outside 1 to M, or a query without any correct key.
     """
-    q, key = _unit(queries, "queries"), _unit(keys, "keys")
+    q, key = as_unit(queries, "queries"), as_unit(keys, "keys")
     if q.shape[1] != key.shape[1] or q.device != key.device or q.dtype != key.dtype:
         raise ShapeError(
             "expected queries [N, D] and keys [M, D] of one width, type and device; got "
-            f"{_told(queries)} and {_told(keys)}"
+            f"{described(queries)} and {described(keys)}"
         )
     ks = [check_count("k", each) for each in (k if isinstance(k, Iterable) else [k])]
     if not ks or max(ks) > len(key):
@@ -75,7 +75,7 @@ def recall_at_k(
             f"expected a correct key for every query; {int(lost.sum())} of {len(q)} have none, "
             f"the first is query {int(lost.nonzero()[0])}"
         )
-    size = max(1, _BLOCK // len(key))
+    size = max(1, BLOCK // len(key))
     ranks = []
     for i in range(0, len(q), size):
         scores = q[i : i + size] @ key.T
@@ -102,6 +102,6 @@ def _group_pair(
         pair = groups
     for name, group, size in (("query", pair[0], n), ("key", pair[1], m)):
         if not isinstance(group, Tensor) or group.shape != (size,) or group.is_floating_point():
-            found = _told(group) if isinstance(group, Tensor) else type(group).__name__
+            found = described(group) if isinstance(group, Tensor) else type(group).__name__
             raise ShapeError(f"expected {name} groups as integers [{size}]; got {found}")
     return pair[0].to(device), pair[1].to(device)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmcl_core.errors import MMCLError, ShapeError
-from mmcl_core.evaluation.checks import _BLOCK, _pairs, _same_width, _told, _unit
+from mmcl_core.evaluation.checks import BLOCK, as_pairs, as_unit, check_same_width, described
 
 
 def modality_gap(x: Tensor, y: Tensor) -> float:
@@ -18,8 +18,8 @@ def modality_gap(x: Tensor, y: Tensor) -> float:
         x: [N, D].
         y: [M, D].
     """
-    x, y = _unit(x, "x").double(), _unit(y, "y").double()
-    _same_width(x, y)
+    x, y = as_unit(x, "x").double(), as_unit(y, "y").double()
+    check_same_width(x, y)
     return (x.mean(0) - y.mean(0)).norm().item()
 
 
@@ -32,7 +32,7 @@ def cone(x: Tensor) -> float:
     Args:
         x: [N, D], N at least 2.
     """
-    x = _pairs(x)
+    x = as_pairs(x)
     s, n = x.sum(0), len(x)
     return ((s @ s - x.square().sum()) / (n * (n - 1))).item()
 
@@ -51,14 +51,14 @@ def shift_gap(x: Tensor, y: Tensor, d: float) -> tuple[Tensor, Tensor]:
     Returns:
         The shifted x [N, D] and y [M, D].
     """
-    x, y = _unit(x, "x"), _unit(y, "y")
-    _same_width(x, y)
+    x, y = as_unit(x, "x"), as_unit(y, "y")
+    check_same_width(x, y)
     if not math.isfinite(d):
         raise MMCLError(f"d must be finite; got {d}")
     half = d / 2 * (x.mean(0) - y.mean(0))
     return (
-        _unit(x - half, "the shifted x", smallest=1e-6),
-        _unit(y + half, "the shifted y", smallest=1e-6),
+        as_unit(x - half, "the shifted x", smallest=1e-6),
+        as_unit(y + half, "the shifted y", smallest=1e-6),
     )
 
 
@@ -71,9 +71,9 @@ def alignment(x: Tensor, y: Tensor) -> float:
         x: [N, D].
         y: [N, D], row i the partner of row i of x.
     """
-    x, y = _unit(x, "x").double(), _unit(y, "y").double()
+    x, y = as_unit(x, "x").double(), as_unit(y, "y").double()
     if x.shape != y.shape:
-        raise ShapeError(f"expected pairs, [N, D] twice; got {_told(x)} and {_told(y)}")
+        raise ShapeError(f"expected pairs, [N, D] twice; got {described(x)} and {described(y)}")
     return (x - y).square().sum(1).mean().item()
 
 
@@ -87,11 +87,11 @@ def uniformity(x: Tensor, t: float = 2.0) -> float:
         x: [N, D], N at least 2.
         t: above 0.
     """
-    x = _pairs(x)
+    x = as_pairs(x)
     if not 0 < t < math.inf:
         raise MMCLError(f"t must be above 0 and finite; got {t}")
     n = len(x)
-    size = max(1, _BLOCK // n)
+    size = max(1, BLOCK // n)
     blocks = []
     for i in range(0, n, size):  # pairs i < j: they have the mean of all
         distances = 2 - 2 * (x[i : i + size] @ x[i:].T)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmcl_core.errors import MMCLError
+from mmcl_core.errors import MMCLError, check_count
 from mmcl_core.losses.checks import (
     at_least_float32,
     check_embeddings,
@@ -18,6 +18,20 @@ from mmcl_core.losses.checks import (
     scalar,
     without_autocast,
 )
+
+ChunkSize = int | Literal["auto"] | None
+# Of "auto": what a tile may take, and up to how many samples there are none.
+TILE_BYTES, WHOLE = 64 * 2**20, 512
+
+
+def check_chunk_size(chunk_size: ChunkSize) -> ChunkSize:
+    """ "auto", None, or a whole number of at least 1, as an int; raises MMCLError else."""
+    if chunk_size is None or chunk_size == "auto":
+        return chunk_size
+    try:
+        return check_count("chunk_size", chunk_size)
+    except MMCLError as error:
+        raise MMCLError(f'{error}. "auto" and None are allowed, too') from None
 
 
 def info_nce(
@@ -40,11 +54,12 @@ def info_nce(
         ShapeError: shapes, types or devices do not fit, B < 2, or rows are not in the batch.
         MMCLError: NaN, infinity or zero vectors among the embeddings; temperature not in (0, inf).
     """
-    check_embeddings(queries=queries, keys=keys)
+    largest = check_embeddings(queries=queries, keys=keys)
     start, stop = check_rows(rows, queries)
     with without_autocast(queries):
-        q, k = at_least_float32(queries), at_least_float32(keys)
-        logits = (q[start:stop] / scalar("temperature", temperature, q, positive=True)) @ k.T
+        q, k = at_least_float32(queries), at_least_float32(keys)  # [B, D]
+        q = q / scalar("temperature", temperature, q, positive=True, largest=largest, divides=True)
+        logits = q[start:stop] @ k.T  # [rows, B]
         return F.cross_entropy(logits, torch.arange(start, stop, device=q.device))
 
 
@@ -53,7 +68,7 @@ def clip_loss(
     text: Tensor,
     logit_scale: float | Tensor,
     *,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = "auto",
     groups: Tensor | None = None,
     rows: slice | None = None,
 ) -> Tensor:
@@ -70,10 +85,10 @@ def clip_loss(
 
     Large batches. `chunk_size` bounds the memory and changes no value beyond rounding: two tiles
     of `[chunk_size, B]` are all that exists of the logits at any time, and the backward pass
-    computes them again. On a CPU take 256: from a batch of about 1,000 it is faster than None, at
-    8,192 about twice as fast with a thirtieth of the memory. On a GPU try 1024 or more; when other
-    programs keep the cores busy, larger tiles wait less often. There is no second derivative
-    (`create_graph=True` raises an MMCLError); use None for that.
+    computes them again."auto" takes the largest tile that fits into 64 MiB (`TILE_BYTES`): one for
+    all up to B = 4,096 in float32, 2,048 rows at 8,192. Up to B = 512 it is None, the plain form,
+    where tiles would gain nothing. Tiles have no second derivative (`create_graph=True` raises an
+    MMCLError); None has one at any size.
 
     Several processes. Each gathers all embeddings and passes its own samples as `rows`: then only
     these look for their partners, among all. `(cross_entropy(logits[rows], diagonal) +
@@ -89,7 +104,7 @@ def clip_loss(
         text: `[B, D]`; row i describes image i.
         logit_scale: 1 / temperature, > 0, already exponentiated: a number, or a tensor of shape
             `[]`, through which the gradient flows.
-        chunk_size: rows of a tile, at least 1; None holds all `[B, B]` logits.
+        chunk_size: "auto", or rows of a tile, at least 1; None holds all `[B, B]` logits.
         groups: int64 `[B]`, any numbers; samples with the same number have identical captions.
         rows: average over these samples alone, see above; None is all.
 
@@ -101,26 +116,26 @@ def clip_loss(
         MMCLError: NaN, infinity or zero vectors among the embeddings; logit_scale not in (0, inf);
             chunk_size not a whole number of at least 1.
     """
-    check_embeddings(image=image, text=text)
+    largest = check_embeddings(image=image, text=text)
     check_groups(groups, image)
     start, stop = check_rows(rows, image)
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise MMCLError(
-            f"chunk_size must be None or a whole number of at least 1, got {chunk_size!r}."
-        )
+    chunk_size = check_chunk_size(chunk_size)
     with without_autocast(image):
-        x, y = at_least_float32(image), at_least_float32(text)
-        scale = scalar("logit_scale", logit_scale, x, positive=True)
+        x, y = at_least_float32(image), at_least_float32(text)  # [B, D]
+        scale = scalar("logit_scale", logit_scale, x, positive=True, largest=largest)
+        if chunk_size == "auto":
+            fits = max(TILE_BYTES // (len(x) * x.element_size()), 1)
+            chunk_size = None if len(x) <= WHOLE else fits
         if rows is not None:
             return _local_clip_loss(x, y, scale, chunk_size or len(x), groups, start, stop)
         if chunk_size is None:
-            logits = (scale * x) @ y.T
-            positive = logits.diagonal().clone()
+            logits = (scale * x) @ y.T  # [B, B]
+            positive = logits.diagonal().clone()  # [B]
             negatives = logits.fill_diagonal_(-torch.inf)
             # With n the log-sum-exp over the negatives and p the positive, a cross-entropy is
             # log(e^p + e^n) - p = -log sigmoid(p - n). One matrix serves rows and columns.
-            by_row = F.logsigmoid(positive - negatives.logsumexp(1))
-            by_column = F.logsigmoid(positive - negatives.logsumexp(0))
+            by_row = F.logsigmoid(positive - negatives.logsumexp(1))  # [B]
+            by_column = F.logsigmoid(positive - negatives.logsumexp(0))  # [B]
             loss = -(by_row + by_column).mean() / 2
         else:
             loss = _TiledCLIP.apply(x, y, scale, chunk_size)
@@ -162,13 +177,13 @@ def siglip_loss(
         MMCLError: NaN, infinity or zero vectors among the embeddings; logit_scale not in (0, inf);
             logit_bias not finite.
     """
-    check_embeddings(image=image, text=text)
+    largest = check_embeddings(image=image, text=text)
     check_groups(groups, image)
     with without_autocast(image):
-        x, y = at_least_float32(image), at_least_float32(text)
-        scale = scalar("logit_scale", logit_scale, x, positive=True)
-        bias = scalar("logit_bias", logit_bias, x, positive=False)
-        logits = (scale * x) @ y.T + bias
+        x, y = at_least_float32(image), at_least_float32(text)  # [B, D]
+        scale = scalar("logit_scale", logit_scale, x, positive=True, largest=largest)
+        bias = scalar("logit_bias", logit_bias, x)
+        logits = (scale * x) @ y.T + bias  # [B, B]
         if groups is None:
             together = torch.eye(len(x), dtype=torch.bool, device=x.device)
         else:
@@ -212,7 +227,7 @@ def _margins(anchors: Tensor, others: Tensor, scale: Tensor, first: int) -> Tens
 
     Anchors `[n, D]`, others `[B, D]`; the positive of anchor i is `others[first + i]`. -> `[n]`.
     """
-    logits = (scale * anchors) @ others.T
+    logits = (scale * anchors) @ others.T  # [n, B]
     positive = logits.diagonal(first).clone()
     logits.diagonal(first).fill_(-torch.inf)
     return positive - logits.logsumexp(1)
@@ -278,7 +293,7 @@ class _TiledCLIP(torch.autograd.Function):
             # Not `once_differentiable`: with it, a gradient penalty on the embeddings would come
             # out as a constant, and nobody would be told.
             raise MMCLError(
-                "clip_loss with a chunk_size has no second derivative: backward() was called with "
+                "clip_loss in tiles has no second derivative: backward() was called with "
                 "create_graph=True. Use chunk_size=None for that."
             )
         x, y, scale, share, row_max, row_weight, col_max, col_weight = ctx.saved_tensors

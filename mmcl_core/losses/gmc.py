@@ -25,6 +25,13 @@ VARIANTS = ("ntxent", "paper", "joint_negatives")
 _MILD = 40.0
 
 
+def check_variant(variant: Variant) -> Variant:
+    """The variant; raises MMCLError if there is none of that name."""
+    if variant not in VARIANTS:
+        raise MMCLError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
+    return variant
+
+
 def gmc_loss(
     modalities: Mapping[Any, Tensor] | Sequence[Tensor],
     joint: Tensor,
@@ -76,18 +83,19 @@ def gmc_loss(
         modalities = dict(enumerate(modalities))
     if not modalities:
         raise ShapeError("expected the embeddings of at least one modality, got none.")
-    if variant not in VARIANTS:
-        raise MMCLError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
+    check_variant(variant)
     named = {f"modalities[{name!r}]": values for name, values in modalities.items()}
-    check_named({"joint": joint, **named}, smallest=2)
+    largest = check_named({"joint": joint, **named}, smallest=2)
     anchors = slice(*check_rows(rows, joint))
     with without_autocast(joint):
         # Half of the scale to each side, so that a block of one tensor stays symmetric.
         joint = at_least_float32(joint)
-        root = scalar("temperature", temperature, joint, positive=True).rsqrt()
-        joint = joint * root
+        root = scalar(
+            "temperature", temperature, joint, positive=True, largest=largest, divides=True
+        ).rsqrt()
+        joint = joint * root  # [B, D]
         parts = [at_least_float32(values) * root for values in modalities.values()]
-        positives = [(joint[anchors] * m[anchors]).sum(1) for m in parts]
+        positives = [(joint[anchors] * m[anchors]).sum(1) for m in parts]  # [anchors] each
         if variant == "joint_negatives":
             negatives = _log_sums(joint, joint, anchors)
             losses = [negatives - positive for positive in positives]
@@ -189,8 +197,10 @@ class _BlockSums(torch.autograd.Function):
             if ctx.mild:
                 torch.add(scaled[row][:, None], scaled[column], out=work)
                 return work.mul_(block.exp_())
-            torch.sub(block, sums[row][:, None], out=work).exp_().mul_(grad[row][:, None])
-            return work.addcmul_(block.sub_(sums[column]).exp_(), grad[column])
+            # Never above 0, but for the rounding of a block that is not quite symmetric.
+            torch.sub(block, sums[row][:, None], out=work).clamp_(max=0).exp_()
+            work.mul_(grad[row][:, None])
+            return work.addcmul_(block.sub_(sums[column]).clamp_(max=0).exp_(), grad[column])
 
         # Products in place: autocast leaves them alone, where the backward pass runs inside it.
         # Gradients as [D, B]: with the narrow side first, a CPU takes four fifths of the time.

@@ -9,6 +9,7 @@ from torch import Tensor
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.losses.checks import (
     at_least_float32,
+    check_logits,
     check_named,
     scalar,
     without_autocast,
@@ -47,12 +48,12 @@ def queue_info_nce(
         ShapeError: shapes, types or devices do not fit.
         MMCLError: NaN, infinity or zero vectors among the embeddings; temperature not in (0, inf).
     """
-    _check(queries, positives, queue, queue_positives)
+    largest = _check(queries, positives, queue, queue_positives)
     with without_autocast(queries):
-        q, own = at_least_float32(queries), at_least_float32(positives)
-        q = q / scalar("temperature", temperature, q, positive=True)
+        q, own = at_least_float32(queries), at_least_float32(positives)  # [B, D]
+        q = q / scalar("temperature", temperature, q, positive=True, largest=largest, divides=True)
         positive = (q * own).sum(1)
-        logits = q @ queue.to(q).T
+        logits = q @ queue.to(q).T  # [B, K]
         # log(e^p + sum e^n) - p, where a p far above all n leaves a small number exact. Not
         # softplus: above 20 that is the identity, which float64 can tell.
         loss = -F.logsigmoid(positive - logits.logsumexp(1))
@@ -91,12 +92,15 @@ def queue_hinge(
         ShapeError: shapes, types or devices do not fit.
         MMCLError: NaN, infinity or zero vectors among the embeddings; a margin below 0.
     """
-    _check(queries, positives, queue, queue_positives)
-    if not 0 <= margin < float("inf"):
+    largest = _check(queries, positives, queue, queue_positives)
+    if not margin >= 0:
         raise MMCLError(f"margin must be at least 0 and finite, got {margin}.")
     with without_autocast(queries):
-        q, own = at_least_float32(queries), at_least_float32(positives)
-        excess = (margin - (q * own).sum(1, keepdim=True) + q @ queue.to(q).T).clamp(min=0)
+        q, own = at_least_float32(queries), at_least_float32(positives)  # [B, D]
+        check_logits(largest, q)
+        least = scalar("margin", margin, q)
+        check_logits(1.0, q[:, :1], margin, " at this margin")
+        excess = (least - (q * own).sum(1, keepdim=True) + q @ queue.to(q).T).clamp(min=0)
         if queue_positives is not None:
             excess = excess.masked_fill(queue_positives, 0)
             negatives = (~queue_positives).sum(1).clamp(min=1)
@@ -106,17 +110,18 @@ def queue_hinge(
 
 def _check(
     queries: Tensor, positives: Tensor, queue: Tensor, queue_positives: Tensor | None
-) -> None:
-    check_named({"queries": queries, "positives": positives}, smallest=1)
+) -> float:
+    """Raises on what cannot be used; returns the largest magnitude of the embeddings."""
+    largest = check_named({"queries": queries, "positives": positives}, smallest=1)
     fits = queue.ndim == 2 and queue.shape[1] == queries.shape[1]
     if not fits or queue.device != queries.device:
         raise ShapeError(
             f"the queue must be [K, {queries.shape[1]}] on {queries.device}, like the queries; "
             f"got {list(queue.shape)} on {queue.device}."
         )
-    check_named({"queue": queue}, smallest=1)
+    largest = max(largest, check_named({"queue": queue}, smallest=1))
     if queue_positives is None:
-        return
+        return largest
     if queue_positives.shape != (len(queries), len(queue)) or queue_positives.dtype != torch.bool:
         raise ShapeError(
             f"queue_positives must be bool of shape [{len(queries)}, {len(queue)}], queries by "
@@ -128,3 +133,4 @@ def _check(
             f"queue_positives must be on the device of the queries, {queries.device}, "
             f"got {queue_positives.device}."
         )
+    return largest

@@ -5,7 +5,8 @@ from mmcl_core.methods.fdt import FDT
 from mmcl_core.methods.fusion import LateFusion
 from mmcl_core.methods.gmc import GMC
 from mmcl_core.methods.mct import MCT
+from mmcl_core.methods.method import Method
 from mmcl_core.methods.moco import MoCo
 from mmcl_core.methods.siglip import SigLIP
 
-__all__ = ["CLIP", "FDT", "GMC", "MCT", "LateFusion", "MoCo", "SigLIP"]
+__all__ = ["CLIP", "FDT", "GMC", "MCT", "LateFusion", "Method", "MoCo", "SigLIP"]

@@ -6,29 +6,31 @@ Radford et al., "Learning Transferable Visual Models From Natural Language Super
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, at_hand, require
 from mmcl_core.data.groups import caption_groups, codes_of
 from mmcl_core.distributed import gather, own_rows
-from mmcl_core.encoders import ProjectionHead, width_of
-from mmcl_core.errors import MMCLError
+from mmcl_core.encoders import ProjectionHead, by_modality, width_of
+from mmcl_core.errors import MMCLError, check_count, check_temperature
 from mmcl_core.losses import clip_loss
+from mmcl_core.losses.clip import ChunkSize, check_chunk_size
+from mmcl_core.methods.method import Method, unit
 
 MAX_LOGIT_SCALE = 100.0
 
 
-class CLIP(nn.Module):
+class CLIP(Method):
     """Pictures and captions in one space.
 
     Args:
         image_encoder: returns `Encoded` for `batch["image"]`; has a `width`.
         caption_encoder: returns `Encoded` for `batch["caption"]`; has a `width`.
         dim: width D of the common space.
-        temperature: the loss divides cosines by it; `1 / temperature` is the logit scale.
-        learn_temperature: whether the logit scale is learned. It never passes 100.
-        chunk_size: compute the loss in tiles of that size, to bound memory (see `clip_loss`).
+        temperature: the loss divides cosines by it, and it is at least 1/100. Where it is learned,
+            its start.
+        learn_temperature: whether it is learned. It never falls below 1/100.
+        chunk_size: of the tiles of the loss, which bound its memory (see `clip_loss`).
     """
 
     modalities = ("image", "caption")
@@ -42,14 +44,15 @@ class CLIP(nn.Module):
         dim: int = 128,
         temperature: float = 0.07,
         learn_temperature: bool = True,
-        chunk_size: int | None = None,
+        chunk_size: ChunkSize = "auto",
     ) -> None:
         super().__init__()
-        if not temperature >= 1 / MAX_LOGIT_SCALE:
+        dim = check_count("dim", dim)
+        if check_temperature(temperature) < 1 / MAX_LOGIT_SCALE:
             raise MMCLError(
                 f"temperature must be at least 1/{MAX_LOGIT_SCALE:g}; got {temperature}"
             )
-        self.encoders = nn.ModuleDict({"image": image_encoder, "caption": caption_encoder})
+        self.encoders = by_modality({"image": image_encoder, "caption": caption_encoder})
         self.heads = nn.ModuleDict(
             {name: ProjectionHead(width_of(e), dim) for name, e in self.encoders.items()}
         )
@@ -57,12 +60,18 @@ class CLIP(nn.Module):
         self.log_scale = nn.Parameter(
             torch.tensor(-math.log(temperature)), requires_grad=learn_temperature
         )
-        self.chunk_size = chunk_size
+        self.learn_temperature = bool(learn_temperature)
+        self.chunk_size = check_chunk_size(chunk_size)
 
     @property
     def logit_scale(self) -> Tensor:
         """1 / temperature, a scalar; the exponential of what is learned."""
         return self.log_scale.exp()
+
+    @property
+    def temperature(self) -> float:
+        """What the loss divides cosines by, now."""
+        return math.exp(-self.log_scale.item())
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The symmetric cross-entropy over the batch; samples with the same caption are positives
@@ -74,8 +83,8 @@ class CLIP(nn.Module):
         Raises:
             MissingModalityError: one of the two is not there.
         """
-        require(batch, "CLIP trains on", *self.modalities)
-        image, caption = (self._embed_one(batch, m) for m in self.modalities)
+        require(batch, f"{type(self).__name__} trains on", *self.modalities)
+        image, caption = (self._embed_one(batch, m) for m in self.modalities)  # [B, D] each
         total = clip_loss(
             gather(image),
             gather(caption),
@@ -96,7 +105,7 @@ class CLIP(nn.Module):
         """
         present = at_hand(batch, f"{type(self).__name__} embeds", self.modalities)
         vectors = [self._embed_one(batch, m) for m in present]
-        return vectors[0] if len(vectors) == 1 else F.normalize(vectors[0] + vectors[1], dim=-1)
+        return vectors[0] if len(vectors) == 1 else unit(vectors[0] + vectors[1])
 
     def embed_tokens(self, batch: Batch, modality: str) -> tuple[Tensor, Tensor]:
         """Each patch, or each word, in the common space by the head that the pooled vector takes.
@@ -107,14 +116,10 @@ class CLIP(nn.Module):
             Unit vectors [B, N, D] and the mask bool [B, N], True = a real token.
 
         Raises:
-            MissingModalityError: the modality is not in the batch.
-            MMCLError: it is neither `image` nor `caption`.
+            MissingModalityError: it is neither image nor caption, or not in the batch.
         """
-        if modality not in self.modalities:
-            raise MMCLError(f"modality must be one of {self.modalities}; got {modality!r}")
-        require(batch, f"{type(self).__name__} embeds tokens of", modality)
-        encoded = self.encoders[modality](batch[modality])
-        return F.normalize(self.heads[modality](encoded.tokens), dim=-1), encoded.mask
+        encoded = self._encode(batch, modality)
+        return unit(self.heads[modality](encoded.tokens)), encoded.mask
 
     def after_step(self) -> None:
         """Keep the logit scale at or below 100 (section 2.5 of the paper)."""
@@ -122,5 +127,4 @@ class CLIP(nn.Module):
             self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     def _embed_one(self, batch: Batch, modality: str) -> Tensor:
-        pooled = self.encoders[modality](batch[modality]).pooled
-        return F.normalize(self.heads[modality](pooled), dim=-1)
+        return unit(self.heads[modality](self._encode(batch, modality).pooled))

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.batches import Batch, at_hand, require
-from mmcl_core.encoders import Encoded, width_of
-from mmcl_core.errors import MissingModalityError, MMCLError
+from mmcl_core.batches import Batch, at_hand
+from mmcl_core.encoders import width_of
+from mmcl_core.errors import MMCLError, check_count, check_number, check_temperature
 from mmcl_core.grounding import (
     FDTGrounding,
     Grounded,
@@ -24,10 +23,10 @@ from mmcl_core.grounding import (
     Padding,
     Pooling,
     Usage,
-    check_temperature,
     codebook_usage,
 )
 from mmcl_core.methods.clip import CLIP
+from mmcl_core.methods.method import unit
 
 __all__ = [
     "FDT",
@@ -50,7 +49,7 @@ class TokenAttention(NamedTuple):
 
 @dataclass(frozen=True)
 class Cooling:
-    """A temperature that falls geometrically from `start` to `end`, and then stays.
+    """A grounding temperature that falls geometrically from `start` to `end`, and then stays.
 
     Cold from the beginning, all samples soon share one entry of the codebook, and nothing is
     learned; warm to the end, the weights are not sparse.
@@ -68,13 +67,10 @@ class Cooling:
     share: float = 0.8
 
     def __post_init__(self) -> None:
-        check_temperature(self.start)
-        check_temperature(self.end)
-        if self.steps < 1 or not 0 < self.share <= 1:
-            raise MMCLError(
-                f"expected steps of at least 1 and a share in (0, 1]; got {self.steps} and "
-                f"{self.share}"
-            )
+        check_temperature(self.start, "start")
+        check_temperature(self.end, "end")
+        check_count("steps", self.steps)
+        check_number("share", self.share, "(0, 1]")
 
     def at(self, step: int) -> float:
         """The temperature of a step, 0 to `steps` (after the last); raises MMCLError outside."""
@@ -93,13 +89,13 @@ class FDT(CLIP):
     Args:
         image_encoder: returns `Encoded`; its `tokens` are used. Has a `width`.
         caption_encoder: the same, for captions.
-        tokens: number C of codebook entries. Published: 16,384.
+        codebook_size: number C of codebook entries. Published: 16,384.
         dim: width D of the codebook and of the embeddings. Published: 512.
-        temperature: of the grounding: a number, or a `Cooling`. Published: 1000.
+        grounding_temperature: of the scores of the entries: a number, or a `Cooling`. Published:
+            1000.
         normalizer, pooling, padding: see `FDTGrounding`.
-        loss_temperature: of the contrastive loss, at the start.
-        learn_temperature: whether the latter is learned.
-        chunk_size: see `clip_loss`.
+        temperature: of the contrastive loss; where it is learned, its start.
+        learn_temperature: whether it is learned.
     """
 
     # Typed here, since a ModuleDict forgets what it holds.
@@ -112,57 +108,57 @@ class FDT(CLIP):
         image_encoder: nn.Module,
         caption_encoder: nn.Module,
         *,
-        tokens: int = 512,
+        codebook_size: int = 512,
         dim: int = 128,
-        temperature: float | Cooling = 1000.0,
+        grounding_temperature: float | Cooling = 1000.0,
         normalizer: Normalizer = "sparsemax",
         pooling: Pooling = "max",
         padding: Padding = "exclude",
-        loss_temperature: float = 0.07,
+        temperature: float = 0.07,
         learn_temperature: bool = True,
-        chunk_size: int | None = None,
     ) -> None:
         super().__init__(
             image_encoder,
             caption_encoder,
             dim=dim,
-            temperature=loss_temperature,
+            temperature=temperature,
             learn_temperature=learn_temperature,
-            chunk_size=chunk_size,
         )
-        if tokens < 2:
-            raise MMCLError(f"a codebook needs at least 2 entries; got tokens={tokens}")
-        self.cooling = temperature if isinstance(temperature, Cooling) else None
-        start = temperature.start if isinstance(temperature, Cooling) else temperature
+        codebook_size = check_count("codebook_size", codebook_size, least=2)
+        now = grounding_temperature
+        self.cooling = now if isinstance(now, Cooling) else None
         # A grounding takes the place of CLIP's projection.
         self.heads = nn.ModuleDict(
             {
                 name: FDTGrounding(
-                    width_of(encoder), dim, temperature=start, normalizer=normalizer,
-                    pooling=pooling, padding=padding,
+                    width_of(encoder), dim, normalizer=normalizer, pooling=pooling,
+                    padding=padding,
+                    grounding_temperature=now.start if isinstance(now, Cooling) else now,
                 )
                 for name, encoder in self.encoders.items()
             }
         )  # fmt: skip
         if self.cooling:
             for head in self.heads.values():
-                head.not_compared = ("temperature",)  # by a checkpoint: the schedule is
-        self.codebook = nn.Parameter(torch.randn(tokens, dim))
+                head.not_compared = ("grounding_temperature",)  # by a checkpoint: the schedule is
+        self.codebook = nn.Parameter(torch.randn(codebook_size, dim))
         self.register_buffer("step", torch.tensor(0))
         self._seen: dict[str, Tensor] | None = None  # weights, within `loss`
         self._usage: dict[str, Usage] = {}  # of the step that `after_step` will end
         self._warned = False
 
     @property
-    def temperature(self) -> float:
-        """Of the grounding, now."""
-        return self.cooling.at(int(self.step)) if self.cooling else self.heads["image"].temperature
+    def grounding_temperature(self) -> float:
+        """What scores are divided by, now."""
+        if self.cooling:
+            return self.cooling.at(int(self.step))
+        return self.heads["image"].grounding_temperature
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """CLIP's loss of the grounded features; and what to watch, without a gradient.
 
         `active_image` and `active_caption` are the mean numbers of codebook entries with a weight,
-        `temperature` is that of the grounding.
+        `grounding_temperature` is as it says.
 
         Args:
             batch: `image` float [B, 3, H, W] and `caption` int64 [B, L].
@@ -171,20 +167,23 @@ class FDT(CLIP):
             MissingModalityError: one of the two is not there.
             MMCLError: the temperature schedule is past its end.
         """
-        if self.training and self.cooling and int(self.step) == self.cooling.steps:
-            self.cooling.at(self.cooling.steps + 1)  # raises
         self._seen = {}
         try:
             parts = super().loss(batch)
-            usage = {name: codebook_usage(weights) for name, weights in self._seen.items()}
+            return parts | self._watched(self._seen, parts["total"])
         finally:
             self._seen = None
+
+    def _watched(self, weights: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
+        """What is watched beside the loss, from the weights [B, C] of each modality."""
+        if self.training and self.cooling and int(self.step) == self.cooling.steps:
+            self.cooling.at(self.cooling.steps + 1)  # raises
+        usage = {name: codebook_usage(of) for name, of in weights.items()}
         if self.training:
-            self._usage = usage if len(batch["image"]) > 2 else {}
+            self._usage = usage if len(weights["image"]) > 2 else {}
         watched = {f"active_{name}": of.active for name, of in usage.items()}
-        watched["temperature"] = self.temperature
-        new = parts["total"].new_tensor
-        return parts | {name: new(value) for name, value in watched.items()}
+        watched["grounding_temperature"] = self.grounding_temperature
+        return {name: total.new_tensor(value) for name, value in watched.items()}
 
     def after_step(self) -> None:
         """Keeps the logit scale at or below 100, cools, and warns once if all samples are one."""
@@ -195,9 +194,10 @@ class FDT(CLIP):
                 self._warned = True
                 warnings.warn(
                     f"FDT: the {name}s of a whole batch share {usage.used} of the "
-                    f"{len(self.codebook)} tokens (perplexity {usage.perplexity:.2f}), so nothing "
-                    f"tells them apart. At temperature {self.temperature:g} the codebook has "
-                    "collapsed: begin warmer and cool down (see Cooling)",
+                    f"{len(self.codebook)} entries (perplexity {usage.perplexity:.2f}), so nothing "
+                    f"tells them apart. At a grounding_temperature of "
+                    f"{self.grounding_temperature:g} the codebook has collapsed: begin warmer and "
+                    "cool down (see Cooling)",
                     stacklevel=2,
                 )
         self._usage = {}
@@ -208,8 +208,8 @@ class FDT(CLIP):
         Raises:
             MissingModalityError: it is neither image nor caption, or not in the batch.
         """
-        head, encoded = self._encode(batch, modality)
-        return head(encoded.tokens, self.codebook, encoded.mask)
+        encoded = self._encode(batch, modality)
+        return self._head(modality)(encoded.tokens, self.codebook, encoded.mask)
 
     def token_attention(self, batch: Batch) -> dict[str, TokenAttention]:
         """For each modality at hand, which patch or word calls which codebook entry.
@@ -219,23 +219,20 @@ class FDT(CLIP):
         """
         found = {}
         for name in at_hand(batch, "FDT grounds", self.modalities):
-            head, encoded = self._encode(batch, name)
+            head, encoded = self._head(name), self._encode(batch, name)
             weights = head(encoded.tokens, self.codebook, encoded.mask).weights
             scores = head.scores(encoded.tokens, self.codebook)
             found[name] = TokenAttention(scores, weights, encoded.mask)
         return found
 
-    def _encode(self, batch: Batch, modality: str) -> tuple[FDTGrounding, Encoded]:
-        """The tokens of one modality, and its grounding at the temperature of now."""
-        if modality not in self.modalities:
-            raise MissingModalityError(f"FDT knows {', '.join(self.modalities)}; got {modality!r}")
-        require(batch, "This grounding needs", modality)
+    def _head(self, modality: str) -> FDTGrounding:
+        """The grounding of a modality, at the temperature of now."""
         head = self.heads[modality]
-        head.temperature = self.temperature
-        return head, self.encoders[modality](batch[modality])
+        head.grounding_temperature = self.grounding_temperature
+        return head
 
     def _embed_one(self, batch: Batch, modality: str) -> Tensor:
         feature, weights = self.ground(batch, modality)
         if self._seen is not None:
             self._seen[modality] = weights.detach()
-        return F.normalize(feature, dim=-1)
+        return unit(feature)

@@ -14,14 +14,23 @@ from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, at_hand
 from mmcl_core.distributed import average
-from mmcl_core.encoders import width_of
-from mmcl_core.errors import DataError, MissingModalityError, MMCLError, ShapeError
+from mmcl_core.encoders import by_modality, width_of
+from mmcl_core.errors import (
+    DataError,
+    MissingModalityError,
+    MMCLError,
+    ShapeError,
+    check_count,
+    check_number,
+)
+from mmcl_core.losses.checks import at_least_float32
+from mmcl_core.methods.method import Method, unit
 
 RATE = 0.1  # share of a new batch in the running mean of the features, as in batch normalisation
 RESERVED = {"fusion", "total", "label", "index"}
 
 
-class LateFusion(nn.Module):
+class LateFusion(Method):
     """A classifier on any number of modalities that serves any part of them.
 
     Training needs all modalities and `label`. The total is the sum of the losses of the heads
@@ -31,7 +40,7 @@ class LateFusion(nn.Module):
     Args:
         encoders: name of a modality to what returns `Encoded` for `batch[name]`; has a `width`.
         classes: number of classes C, at least 2.
-        hidden: width D of the hidden layer of the fusion head, which is the representation.
+        dim: width D of the hidden layer of the fusion head, which is the representation.
         dropout: probability in [0, 1] that the fusion head does not see a modality of a sample in
             training; drawn for each by itself, but at least one stays. The heads of the modalities
             see all samples.
@@ -49,7 +58,7 @@ class LateFusion(nn.Module):
         encoders: Mapping[str, nn.Module],
         classes: int,
         *,
-        hidden: int = 128,
+        dim: int = 128,
         dropout: float = 0.0,
         impute: Literal["zero", "mean"] = "zero",
     ) -> None:
@@ -59,23 +68,19 @@ class LateFusion(nn.Module):
                 f"expected an encoder for each modality, none named {sorted(RESERVED)}; "
                 f"got {list(encoders)}"
             )
-        if classes < 2 or hidden < 1:
-            raise MMCLError(
-                f"classes must be at least 2 and hidden at least 1; got {classes} and {hidden}"
-            )
-        if not 0 <= dropout <= 1:
-            raise MMCLError(f"dropout must be a probability in [0, 1]; got {dropout}")
+        dim = check_count("dim", dim)
         if impute not in ("zero", "mean"):
             raise MMCLError(f"impute must be 'zero' or 'mean'; got {impute!r}")
         self.modalities = tuple(encoders)
         self.widths = [width_of(encoder) for encoder in encoders.values()]
-        self.classes, self.dropout, self.impute = classes, dropout, impute
-        self.encoders = nn.ModuleDict(encoders)
-        self.fused = nn.Sequential(nn.Linear(sum(self.widths), hidden), nn.GELU())
+        self.classes = classes = check_count("classes", classes, least=2)
+        self.dropout, self.impute = check_number("dropout", dropout, "[0, 1]"), impute
+        self.encoders = by_modality(encoders)
+        self.fused = nn.Sequential(nn.Linear(sum(self.widths), dim), nn.GELU())
         self.heads = nn.ModuleDict(
             {m: nn.Linear(w, classes) for m, w in zip(encoders, self.widths, strict=True)}
         )
-        self.heads["fusion"] = nn.Linear(hidden, classes)
+        self.heads["fusion"] = nn.Linear(dim, classes)
         count = len(self.heads)
         self.register_buffer("weights", F.one_hot(torch.tensor(count - 1), count).float())
         # What stands for absent features, one after another as they are concatenated.
@@ -125,12 +130,12 @@ class LateFusion(nn.Module):
         label = _checked(batch["label"], len(batch[self.modalities[0]]), self.classes)
         keep = self._kept(len(label)) if self.training and self.dropout else None
         losses = {
-            name: F.cross_entropy(logits, label)
+            name: F.cross_entropy(at_least_float32(logits), label)
             for name, logits in self._all_logits(features, keep).items()
         }
         if self.training:
-            seen = (x.detach().to(self.fill.dtype).mean(dim=0) for x in features.values())
-            self._mean = torch.cat(list(seen))
+            means = (at_least_float32(x.detach()).mean(dim=0) for x in features.values())
+            self._mean = torch.cat(list(means)).to(self.fill)
         # A part of weight 0 is left out: its head gets no gradient instead of a zero one.
         parts = zip(losses.values(), self.weights.tolist(), strict=True)
         total = torch.stack([weight * part for part, weight in parts if weight]).sum()
@@ -153,7 +158,7 @@ class LateFusion(nn.Module):
         Raises:
             MissingModalityError: no modality is there.
         """
-        return F.normalize(self.fused(self._joined(self._features(batch))), dim=-1)
+        return unit(self.fused(self._joined(self._features(batch))))
 
     def logits(self, batch: Batch) -> Tensor:
         """Those of the fusion head, [B, C], from the modalities at hand; the others are imputed.
@@ -178,7 +183,7 @@ class LateFusion(nn.Module):
     def _features(self, batch: Batch) -> Batch:
         """The pooled features [B, F] of the modalities at hand."""
         present = at_hand(batch, "LateFusion takes", self.modalities)
-        return {m: self.encoders[m](batch[m]).pooled for m in present}
+        return {m: self._encode(batch, m).pooled for m in present}
 
     def _joined(self, features: Batch, keep: Tensor | None = None) -> Tensor:
         """All features side by side, imputed where a modality is absent or `keep` is False."""

@@ -11,18 +11,18 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, at_hand, require
 from mmcl_core.distributed import gather, own_rows
-from mmcl_core.encoders import ProjectionHead, width_of
-from mmcl_core.errors import MissingModalityError, MMCLError
+from mmcl_core.encoders import ProjectionHead, by_modality, encode, width_of
+from mmcl_core.errors import MMCLError, check_count, check_temperature
 from mmcl_core.losses import gmc_loss
-from mmcl_core.losses.gmc import Variant
+from mmcl_core.losses.gmc import Variant, check_variant
+from mmcl_core.methods.method import Method, unit
 
 
-class GMC(nn.Module):
+class GMC(Method):
     """A base network for each modality, one for all of them, and one head that they share.
 
     Base networks map to a common width: h_m = linear_m(encoder_m(x_m)), and h_joint = linear of all
@@ -50,7 +50,7 @@ class GMC(nn.Module):
         *,
         joint_encoders: Mapping[str, nn.Module] | None = None,
         common: int = 128,
-        dim: int = 64,
+        dim: int = 128,
         hidden: int = 128,
         temperature: float = 0.1,
         variant: Variant = "ntxent",
@@ -71,9 +71,11 @@ class GMC(nn.Module):
         if average not in ("sphere", "plain"):
             raise MMCLError(f"average must be 'sphere' or 'plain'; got {average!r}")
         self.modalities = tuple(encoders)
-        self.temperature, self.variant, self.average = temperature, variant, average
-        self.encoders = nn.ModuleDict(encoders)
-        self.joint_encoders = nn.ModuleDict({m: joint_encoders[m] for m in encoders})
+        self.temperature, self.variant = check_temperature(temperature), check_variant(variant)
+        self.average = average
+        common, dim = check_count("common", common), check_count("dim", dim)
+        self.encoders = by_modality(encoders)
+        self.joint_encoders = by_modality({m: joint_encoders[m] for m in encoders})
         self.bases = nn.ModuleDict(
             {m: nn.Linear(width_of(encoder), common) for m, encoder in encoders.items()}
         )
@@ -112,7 +114,7 @@ class GMC(nn.Module):
         if len(present) == len(self.modalities):
             return self.embed_joint(batch)
         mean = torch.stack([self.embed_modality(batch, m) for m in present]).mean(0)
-        return F.normalize(mean, dim=-1) if self.average == "sphere" else mean
+        return unit(mean) if self.average == "sphere" else mean
 
     def embed_joint(self, batch: Batch) -> Tensor:
         """z_joint of complete samples, [B, D], of unit norm.
@@ -121,7 +123,7 @@ class GMC(nn.Module):
             MissingModalityError: a modality is not there.
         """
         require(batch, "A joint embedding needs", *self.modalities)
-        pooled = [self.joint_encoders[m](batch[m]).pooled for m in self.modalities]
+        pooled = [encode(self.joint_encoders[m], batch[m]).pooled for m in self.modalities]
         return self._head("joint", torch.cat(pooled, dim=-1))
 
     def embed_modality(self, batch: Batch, modality: str) -> Tensor:
@@ -130,12 +132,7 @@ class GMC(nn.Module):
         Raises:
             MissingModalityError: it is not one of this model's, or not in the batch.
         """
-        if modality not in self.modalities:
-            raise MissingModalityError(
-                f"this GMC knows {', '.join(self.modalities)}; got {modality!r}"
-            )
-        require(batch, "This embedding needs", modality)
-        return self._head(modality, self.encoders[modality](batch[modality]).pooled)
+        return self._head(modality, self._encode(batch, modality).pooled)
 
     def _head(self, base: str, pooled: Tensor) -> Tensor:
-        return F.normalize(self.head(self.bases[base](pooled)), dim=-1)
+        return unit(self.head(self.bases[base](pooled)))

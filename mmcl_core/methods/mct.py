@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, at_hand, require
 from mmcl_core.data.groups import codes_of, same_text
-from mmcl_core.encoders import ProjectionHead, width_of
-from mmcl_core.errors import MMCLError
+from mmcl_core.encoders import ProjectionHead, encode, width_of
+from mmcl_core.errors import MMCLError, check_count, check_number, check_temperature
 from mmcl_core.losses import queue_hinge, queue_info_nce
+from mmcl_core.methods.method import Method, unit
 from mmcl_core.methods.moco import KeyQueue, MomentumCopy
 
 TERMS = ("image", "tags", "caption", "image_to_caption", "caption_to_image")
@@ -43,15 +43,16 @@ class Tower(nn.Module):
         super().__init__()
         width = width_of(encoder)
         self.encoder = encoder
-        self.intra = ProjectionHead(width, dim, hidden=hidden or width)
-        self.inter = ProjectionHead(width, dim, hidden=hidden or width)
+        hidden = width if hidden is None else hidden
+        self.intra = ProjectionHead(width, dim, hidden=hidden)
+        self.inter = ProjectionHead(width, dim, hidden=hidden)
 
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.encoder(values).pooled
-        return F.normalize(self.intra(pooled), dim=-1), F.normalize(self.inter(pooled), dim=-1)
+        pooled = encode(self.encoder, values).pooled
+        return unit(self.intra(pooled)), unit(self.inter(pooled))
 
 
-class MCT(nn.Module):
+class MCT(Method):
     """Five contrastive terms over four queues.
 
     With q a query, k a key of the momentum encoder, Q the queue of earlier keys, and nce(q, k, Q)
@@ -79,11 +80,11 @@ class MCT(nn.Module):
         hidden: width of the hidden layer of the heads; None is the encoder's width.
         queue: length K of each queue, a multiple of the batch.
         momentum: of both key encoders.
-        temperature: T > 0 of the terms within a modality; 0.2 as in MoCo-v2.
+        intra_temperature: T > 0 of the terms within a modality; 0.2 as in MoCo-v2.
         inter_temperature: T > 0 of the terms between them; 0.07 is where CLIP starts.
         min_shared_tags: from how many common tags on a key is a positive.
         inter: "info_nce", or "hinge" for a ranking loss between the modalities.
-        margin: of the hinge.
+        margin: of the hinge, at least 0, in units of cosine.
     """
 
     modalities = ("image", "caption")
@@ -103,7 +104,7 @@ class MCT(nn.Module):
         hidden: int | None = None,
         queue: int = 1024,
         momentum: float = 0.99,
-        temperature: float = 0.2,
+        intra_temperature: float = 0.2,
         inter_temperature: float = 0.07,
         min_shared_tags: int = 2,
         inter: Literal["info_nce", "hinge"] = "info_nce",
@@ -112,13 +113,13 @@ class MCT(nn.Module):
         super().__init__()
         if inter not in ("info_nce", "hinge"):
             raise MMCLError(f"inter must be 'info_nce' or 'hinge'; got {inter!r}")
-        if min_shared_tags < 1:
-            raise MMCLError(f"min_shared_tags must be at least 1; got {min_shared_tags}")
+        dim, queue = check_count("dim", dim), check_count("queue", queue)
+        tags = check_count("tags", tags, least=0)
         self.weights = _checked(weights or {}, tags)
-        self.temperature, self.min_shared_tags = temperature, min_shared_tags
-        self.inter, self.inter_temperature, self.margin = inter, inter_temperature, margin
-        hinge = inter == "hinge"
-        self.between = (queue_hinge, margin) if hinge else (queue_info_nce, inter_temperature)
+        self.intra_temperature = check_temperature(intra_temperature, "intra_temperature")
+        self.inter_temperature = check_temperature(inter_temperature, "inter_temperature")
+        self.min_shared_tags = check_count("min_shared_tags", min_shared_tags)
+        self.inter, self.margin = inter, check_number("margin", margin, "[0, inf)")
         encoders = {"image": image_encoder, "caption": caption_encoder}
         self.query = nn.ModuleDict({m: Tower(e, dim, hidden) for m, e in encoders.items()})
         self.key = nn.ModuleDict({m: MomentumCopy(self.query[m], momentum) for m in encoders})
@@ -155,12 +156,15 @@ class MCT(nn.Module):
         q_caption, to_image = self.query["caption"](batch["caption"])
 
         def within(queries: Tensor, name: str, also: Tensor | None = None) -> Tensor:
-            keys, queue = new[name][0], self.queues[name].keys
-            return queue_info_nce(queries, keys, queue, self.temperature, queue_positives=also)
+            keys, queue, T = new[name][0], self.queues[name].keys, self.intra_temperature
+            return queue_info_nce(queries, keys, queue, T, queue_positives=also)
 
         def between(queries: Tensor, name: str) -> Tensor:
-            (loss, scale), also = self.between, says("caption", name)
-            return loss(queries, new[name][0], self.queues[name].keys, scale, queue_positives=also)
+            keys, queue, also = new[name][0], self.queues[name].keys, says("caption", name)
+            if self.inter == "hinge":
+                return queue_hinge(queries, keys, queue, self.margin, queue_positives=also)
+            T = self.inter_temperature
+            return queue_info_nce(queries, keys, queue, T, queue_positives=also)
 
         def says(entry: str, name: str = "caption") -> Tensor:
             return same_text(codes_of(batch, entry), self.queues[name].labels[:, 0])
@@ -190,7 +194,7 @@ class MCT(nn.Module):
             MissingModalityError: neither picture nor caption is there.
         """
         present = at_hand(batch, "MCT embeds", self.modalities)
-        return F.normalize(sum(self.query[m](batch[m])[1] for m in present), dim=-1)
+        return unit(sum(self.query[m](batch[m])[1] for m in present))
 
     def after_step(self) -> None:
         """Puts the keys of the last loss into the queues, then moves the momentum encoders."""

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, require
 from mmcl_core.distributed import gather, world_size
-from mmcl_core.encoders import ProjectionHead, width_of
-from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.encoders import ProjectionHead, encode, width_of
+from mmcl_core.errors import ShapeError, check_count, check_number, check_temperature
 from mmcl_core.losses import queue_info_nce
+from mmcl_core.methods.method import Method, unit
 
 
 class MomentumCopy(nn.Module):
@@ -31,10 +32,8 @@ class MomentumCopy(nn.Module):
 
     def __init__(self, network: nn.Module, momentum: float) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise MMCLError(f"momentum must be in [0, 1]; got {momentum}")
+        self.momentum = check_number("momentum", momentum, "[0, 1]")
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self.momentum = momentum
 
     @torch.no_grad()
     def forward(self, *args: Tensor) -> Tensor:
@@ -69,8 +68,8 @@ class KeyQueue(nn.Module):
         self, length: int, dim: int, *, labels: int = 0, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        if length < 1 or dim < 1:
-            raise MMCLError(f"a queue needs at least one key of width 1; got {length} of {dim}")
+        length, dim = check_count("length", length), check_count("dim", dim)
+        labels = check_count("labels", labels, least=0)
         self.register_buffer("keys", F.normalize(torch.randn(length, dim), dim=1))
         self.register_buffer("labels", torch.zeros(length, labels, dtype=dtype))
         self.register_buffer("pointer", torch.tensor(0))  # where the next key goes
@@ -117,13 +116,13 @@ class Tower(nn.Module):
         super().__init__()
         width = width_of(encoder)
         self.encoder = encoder
-        self.head = ProjectionHead(width, dim, hidden=hidden or width)
+        self.head = ProjectionHead(width, dim, hidden=width if hidden is None else hidden)
 
     def forward(self, values: Tensor) -> Tensor:
-        return F.normalize(self.head(self.encoder(values).pooled), dim=-1)
+        return unit(self.head(encode(self.encoder, values).pooled))
 
 
-class MoCo(nn.Module):
+class MoCo(Method):
     """Two views of a sample find each other among the keys of a queue; for any one modality.
 
     A step: logits of this batch against the queue as it is; then, in `after_step()`, the keys join
@@ -157,7 +156,8 @@ class MoCo(nn.Module):
         temperature: float = 0.2,
     ) -> None:
         super().__init__()
-        self.modality, self.temperature = modality, temperature
+        dim, queue = check_count("dim", dim), check_count("queue", queue)
+        self.modality, self.temperature = modality, check_temperature(temperature)
         self.query = Tower(encoder, dim, hidden)
         self.key = MomentumCopy(self.query, momentum)
         self.queue = KeyQueue(queue, dim)

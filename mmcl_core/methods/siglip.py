@@ -3,14 +3,13 @@
 Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from mmcl_core.batches import Batch, require
 from mmcl_core.data.groups import caption_groups, codes_of
 from mmcl_core.distributed import gather
+from mmcl_core.errors import check_number
 from mmcl_core.losses import siglip_loss
 from mmcl_core.methods.clip import CLIP
 
@@ -24,8 +23,10 @@ class SigLIP(CLIP):
     Args:
         image_encoder: see `CLIP`; likewise `caption_encoder` and `dim`.
         caption_encoder: see `CLIP`.
-        scale: the cosines are multiplied by it; learned, from 10 as published. It never passes
-            100: that limit is CLIP's, not the paper's.
+        dim: width D of the common space.
+        temperature: cosines are divided by it; published is the start 0.1, a scale of 10. It never
+            falls below 1/100: that limit is CLIP's, not the paper's.
+        learn_temperature: whether it is learned.
         bias: is added to them; learned, from -10 as published. Most pairs do not belong together,
             and with this bias the first answers say so.
     """
@@ -35,12 +36,19 @@ class SigLIP(CLIP):
         image_encoder: nn.Module,
         caption_encoder: nn.Module,
         *,
-        scale: float = 10.0,
+        dim: int = 128,
+        temperature: float = 0.1,
+        learn_temperature: bool = True,
         bias: float = -10.0,
-        **settings: Any,
     ) -> None:
-        super().__init__(image_encoder, caption_encoder, temperature=1 / scale, **settings)
-        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        super().__init__(
+            image_encoder,
+            caption_encoder,
+            dim=dim,
+            temperature=temperature,
+            learn_temperature=learn_temperature,
+        )
+        self.bias = nn.Parameter(torch.tensor(check_number("bias", bias, "(-inf, inf)")))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The sum over all pairs, divided by the batch; equal captions belong together.

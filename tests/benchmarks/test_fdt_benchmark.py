@@ -30,7 +30,7 @@ TEXT = f"B={SAMPLES}, N={TOKENS}, C={ENTRIES}, D={WIDTH}"
 
 def forms(temperature: float) -> dict[str, Form]:
     """Max and sparsemax, from queries; the map that makes them is the same in both."""
-    module = FDTGrounding(WIDTH, WIDTH, temperature=temperature)
+    module = FDTGrounding(WIDTH, WIDTH, grounding_temperature=temperature)
     module.query = nn.Identity()
 
     def naive(queries: Tensor, codebook: Tensor) -> Tensor:

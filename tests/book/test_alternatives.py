@@ -40,7 +40,7 @@ def test_tiny_mmvae_is_mmvae() -> None:
     data = ShapesCaptions(8, seed=2, size=24, detail=2)
     torch.manual_seed(0)
     encoders = ImageEncoder(size=24, width=32), CaptionEncoder(len(data.tokenizer), width=32)
-    library, batch = MMVAE(*encoders, hidden=5), data.batch(range(8))
+    library, batch = MMVAE(*encoders, dim=5), data.batch(range(8))
     likelihoods = {
         "image": lambda drawn, x: vae.picture_log_likelihood(drawn, x, library.pixel_std),
         "caption": lambda logits, x: vae.words_log_likelihood(
@@ -48,7 +48,11 @@ def test_tiny_mmvae_is_mmvae() -> None:
         ),
     }
     tiny = definitions("synthesis/alternatives")["TinyMMVAE"](
-        library.encoders, library.posteriors, library.decoders, likelihoods, library.weights
+        library.encoders,
+        library.posteriors,
+        library.decoders,
+        likelihoods,
+        {"image": 1.0, "caption": library.caption_weight},
     )
     torch.manual_seed(1)
     mine = tiny.loss(batch)

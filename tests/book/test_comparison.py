@@ -12,7 +12,7 @@ PAGE = "synthesis/comparison"
 def test_joint_mixtures_of_the_page_are_the_library_s() -> None:
     from mmcl_book.methods import FDTGMC
 
-    method, batch = build(FDTGMC, temperature=2.0), scenes()
+    method, batch = build(FDTGMC, grounding_temperature=2.0), scenes()
     with torch.no_grad():
         queries = []
         for name in ("image", "caption"):

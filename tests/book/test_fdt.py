@@ -30,7 +30,11 @@ def fdt_and_tiny(temperature: float) -> tuple[FDT, torch.nn.Module, dict[str, to
     torch.manual_seed(0)
     words = CaptionEncoder(len(data.tokenizer), width=32)
     library = FDT(
-        ImageEncoder(size=32, width=32), words, tokens=40, dim=16, temperature=temperature
+        ImageEncoder(size=32, width=32),
+        words,
+        codebook_size=40,
+        dim=16,
+        grounding_temperature=temperature,
     )
     tiny = definitions("methods/fdt")["TinyFDT"](
         library.encoders["image"], library.encoders["caption"], 40, 16, temperature

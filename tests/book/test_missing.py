@@ -13,7 +13,7 @@ def test_tiny_fusion_is_late_fusion() -> None:
     page = definitions("problems/missing")
     data = ShapesCaptions(8, seed=0, size=32, objects=(1, 1))
     encoders = two_encoders(data)
-    library = LateFusion(encoders, classes=36, hidden=16)
+    library = LateFusion(encoders, classes=36, dim=16)
     mine = page["TinyFusion"](encoders, 36, 16)
     mine.fused.load_state_dict(library.fused.state_dict())
     mine.head.load_state_dict(library.heads["fusion"].state_dict())
@@ -27,7 +27,7 @@ def test_accuracy_of_subsets_is_missing_modality() -> None:
     page = definitions("problems/missing")
     data = ShapesCaptions(40, seed=0, size=32, objects=(1, 1))
     encoders = two_encoders(data)
-    method = LateFusion(encoders, classes=6, hidden=16).eval()
+    method = LateFusion(encoders, classes=6, dim=16).eval()
     labels, names = data.attributes["shape"][:, 0], ("image", "caption")
     found = evaluation.missing_modality(
         method, data, torch.arange(6), data, labels, names, classifier="own"

@@ -113,7 +113,7 @@ def mct(**kwargs: Any) -> MCT:
 
 def late_fusion(**kwargs: Any) -> LateFusion:
     by_name = encoders()
-    method = LateFusion({m: by_name[m] for m in ("image", "caption")}, 3, hidden=8, **kwargs)
+    method = LateFusion({m: by_name[m] for m in ("image", "caption")}, 3, dim=8, **kwargs)
     method.set_weights(dict.fromkeys(method.heads, 1.0))
     return method
 
@@ -138,7 +138,8 @@ CASES: dict[str, Case] = {
     "mct after a warm start": Case(mct, scenes, warm_start=True),
     # Halves of 8, for whose means float32 is exact: those of the numbers of active tokens.
     "fdt": Case(
-        lambda: clip(kind=FDT, tokens=32, temperature=Cooling(30, 3, steps=2)), lambda: scenes(16)
+        lambda: clip(kind=FDT, codebook_size=32, grounding_temperature=Cooling(30, 3, steps=2)),
+        lambda: scenes(16),
     ),
     "gmc": Case(lambda: GMC(encoders(), common=16, dim=8, hidden=16), scenes),
     "siglip": Case(lambda: clip(kind=SigLIP), scenes),
@@ -147,12 +148,12 @@ CASES: dict[str, Case] = {
         lambda: clip(kind=MoCoCLIP, queue=24, momentum=0.6), scenes, warm_start=True
     ),
     "fdt under gmc": Case(
-        lambda: clip(kind=FDTGMC, tokens=32, temperature=Cooling(30, 3, steps=2)),
+        lambda: clip(kind=FDTGMC, codebook_size=32, grounding_temperature=Cooling(30, 3, steps=2)),
         lambda: scenes(16),
     ),
-    "codes": Case(lambda: clip(kind=CodeCLIP, codes=32), lambda: scenes(16)),
+    "codes": Case(lambda: clip(kind=CodeCLIP, codebook_size=32), lambda: scenes(16)),
     "codes in the warm-up": Case(
-        lambda: clip(kind=CodeCLIP, codes=32, warmup=1, summary=True), lambda: scenes(16)
+        lambda: clip(kind=CodeCLIP, codebook_size=32, warmup=1, summary=True), lambda: scenes(16)
     ),
     "late fusion": Case(late_fusion, labelled),
     "late fusion with means": Case(lambda: late_fusion(impute="mean"), labelled),

@@ -1288,8 +1288,8 @@ class Tempered(Towers):
             "heads.image.pooling = mean",
         ),
         (
-            lambda: FDT(*encoders(), temperature=Cooling(30, 3, 9)),
-            lambda: FDT(*encoders(), temperature=Cooling(300, 3, 9)),
+            lambda: FDT(*encoders(), grounding_temperature=Cooling(30, 3, 9)),
+            lambda: FDT(*encoders(), grounding_temperature=Cooling(300, 3, 9)),
             "cooling = {'start': 300",
         ),
         (lambda: Tempered(), lambda: Tempered(np.float64(0.25)), "temperature = 0.25, .* = 0.5"),
@@ -1318,16 +1318,16 @@ def test_what_makes_no_difference_is_not_compared(tmp_path):
     load_checkpoint(path, second)
     assert made_with(first)["temperature"] == 1
     # The temperature of the grounding has moved in training, as its schedule says.
-    method = FDT(*encoders(), temperature=Cooling(30, 3, 4))
+    method = FDT(*encoders(), grounding_temperature=Cooling(30, 3, 4))
     save_checkpoint(path, method)
     for _ in range(4):
         method.after_step()
     batch = {"image": torch.rand(2, 3, 16, 16), "caption": torch.ones(2, 3, dtype=torch.int64)}
     method.embed(batch)
-    assert method.heads["image"].temperature == pytest.approx(3)
+    assert method.heads["image"].grounding_temperature == pytest.approx(3)
     load_checkpoint(path, method)
     save_checkpoint(path, method)
-    load_checkpoint(path, FDT(*encoders(), temperature=Cooling(30, 3, 4)))
+    load_checkpoint(path, FDT(*encoders(), grounding_temperature=Cooling(30, 3, 4)))
 
 
 def test_the_history_takes_few_bytes_a_value_and_comes_back_exactly(tmp_path):

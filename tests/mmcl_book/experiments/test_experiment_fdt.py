@@ -286,7 +286,7 @@ def test_conditions_are_what_their_names_say(monkeypatch) -> None:
             assert (cooling.start, cooling.end, cooling.steps) == (300, float(end[-1]), steps)
         else:
             assert method.cooling is None
-            assert method.temperature == (15 if kind == "untrained" else float(end[-1]))
+            assert method.grounding_temperature == (15 if kind == "untrained" else float(end[-1]))
 
 
 @pytest.mark.usefixtures("few")

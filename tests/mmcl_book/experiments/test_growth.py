@@ -67,7 +67,7 @@ def test_published_forms_have_the_values_of_the_library() -> None:
 
 def test_both_groundings_are_the_layer() -> None:
     queries, codebook = torch.randn(3, 4, 8), torch.randn(20, 8)
-    layer = FDTGrounding(8, 8, temperature=0.5)
+    layer = FDTGrounding(8, 8, grounding_temperature=0.5)
     layer.query = torch.nn.Identity()
     expected = layer(queries, codebook).feature
     for form in (growth.grounding, growth.grounding_as_published):

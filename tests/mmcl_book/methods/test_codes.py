@@ -21,7 +21,7 @@ from mmcl_core.training import fit
 def small(seed: int = 0, **kwargs: Any) -> CodeCLIP:
     torch.manual_seed(seed)
     encoders = ImageEncoder(size=16, width=32), CaptionEncoder(12, width=32, max_length=8)
-    return CodeCLIP(*encoders, **{"codes": 7, "dim": 8} | kwargs).double()
+    return CodeCLIP(*encoders, **{"codebook_size": 7, "dim": 8} | kwargs).double()
 
 
 def scenes(size: int = 6) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ def test_a_summary_gets_past_the_codebook() -> None:
 
 
 def test_codes_are_running_means_of_their_tokens() -> None:
-    method = small(decay=0.5, codes=3, dim=2)
+    method = small(decay=0.5, codebook_size=3, dim=2)
     method.codebook.copy_(torch.tensor([[0.0, 0.0], [4.0, 4.0], [9.0, 9.0]]))
     method.counts.fill_(2.0)
     method.sums.copy_(2 * method.codebook)
@@ -181,7 +181,7 @@ def test_codes_are_running_means_of_their_tokens() -> None:
 
 
 def test_codes_that_nobody_chooses_move_to_tokens() -> None:
-    method = small(codes=4, dim=2)
+    method = small(codebook_size=4, dim=2)
     tokens = torch.arange(12.0).view(6, 2).double()
     method.codebook.copy_(torch.full((4, 2), 50.0))
     method.codebook[0] = 3.0
@@ -226,7 +226,7 @@ def test_training_lowers_the_loss() -> None:
     data = ShapesCaptions(64, size=24, detail=2, objects=(1, 1), sentences=1, seed=1)
     torch.manual_seed(0)
     encoders = ImageEncoder(size=24, width=32), CaptionEncoder(len(data.tokenizer), width=32)
-    method = CodeCLIP(*encoders, codes=32, dim=16, warmup=16)
+    method = CodeCLIP(*encoders, codebook_size=32, dim=16, warmup=16)
     batch = data.batch(range(64))
     before = method.eval().loss(batch)
     fit(method, data, epochs=12, batch_size=32, lr=5e-3, progress=False)
@@ -243,8 +243,8 @@ def test_errors_say_what_was_expected() -> None:
         quantise(tokens, codebook, mask[:, :2])
     with pytest.raises(ShapeError, match="B at least 2"):
         code_matching_loss(torch.ones(1, 3), torch.ones(1, 3))
-    for bad in ({"codes": 1}, {"decay": 1.0}, {"matching": -1.0}):
-        with pytest.raises(MMCLError, match="at least 2 codes"):
+    for bad in ({"codebook_size": 1}, {"decay": 1.0}, {"matching": -1.0}):
+        with pytest.raises(MMCLError, match=f"{next(iter(bad))} must be"):
             small(**bad)
     method, batch = small(), scenes()
     with pytest.raises(MissingModalityError, match="got 'tags'"):

@@ -208,9 +208,9 @@ def test_recall_in_chunks_is_the_same(monkeypatch):
     q, keys, groups = draw(50, 8), draw(50, 8, seed=1), torch.arange(50) // 3
     whole = recall_at_k(q, keys, (1, 5), groups=groups)
     assert 0 < whole[1] < whole[5] < 1
-    monkeypatch.setattr(retrieval, "_BLOCK", 7 * 50)
+    monkeypatch.setattr(retrieval, "BLOCK", 7 * 50)
     assert recall_at_k(q, keys, (1, 5), groups=groups) == whole
-    monkeypatch.setattr(retrieval, "_BLOCK", 1)
+    monkeypatch.setattr(retrieval, "BLOCK", 1)
     assert recall_at_k(q, keys, (1, 5), groups=groups) == whole
 
 
@@ -601,7 +601,7 @@ def test_uniformity_in_chunks_is_the_same(monkeypatch):
     x = draw(60, 8)
     whole = uniformity(x)
     for block in (1, 60 * 7):
-        monkeypatch.setattr(space, "_BLOCK", block)
+        monkeypatch.setattr(space, "BLOCK", block)
         assert uniformity(x) == pytest.approx(whole, abs=1e-12)
 
 

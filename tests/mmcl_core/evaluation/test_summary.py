@@ -39,7 +39,10 @@ def test_codebook_is_counted_over_all_samples() -> None:
     data = ShapesCaptions(50, seed=9, size=24)
     torch.manual_seed(0)
     method = FDT(
-        ImageEncoder(size=24), CaptionEncoder(len(data.tokenizer)), tokens=16, temperature=50.0
+        ImageEncoder(size=24),
+        CaptionEncoder(len(data.tokenizer)),
+        codebook_size=16,
+        grounding_temperature=50.0,
     )
     found = measures.codebook(method, data)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmcl_core.errors import MMCLError, ShapeError
-from mmcl_core.losses import clip_loss, info_nce, siglip_loss
+from mmcl_core.losses import (
+    clip,
+    clip_loss,
+    gmc_loss,
+    info_nce,
+    queue_hinge,
+    queue_info_nce,
+    siglip_loss,
+)
 from tests import reference
 from tests.compare import assert_same, pairs, scalar, unit, value_and_gradients
 
@@ -536,10 +546,56 @@ def test_bad_bias(value: float) -> None:
         siglip_loss(GOOD, GOOD, 10.0, value)
 
 
-@pytest.mark.parametrize("value", [0, -3, 2.5])
+@pytest.mark.parametrize("value", [0, -3, 2.5, True, "all"])
 def test_bad_chunk_size(value: float) -> None:
-    with pytest.raises(MMCLError, match=f"chunk_size must be .* at least 1, got {value}"):
+    with pytest.raises(MMCLError, match=f"chunk_size must be .* at least 1; got {value!r}.*auto"):
         clip_loss(GOOD, GOOD, 10.0, chunk_size=value)  # type: ignore[arg-type]
+
+
+# Each loss as a function of embeddings and a temperature.
+TEMPERED = {
+    "info_nce": info_nce,
+    "clip_loss": lambda x, y, t: clip_loss(x, y, 1 / t if t else INF),
+    "clip_loss in tiles": lambda x, y, t: clip_loss(x, y, 1 / t if t else INF, chunk_size=4),
+    "clip_loss of a part": lambda x, y, t: clip_loss(x, y, 1 / t if t else INF, rows=slice(1, 4)),
+    "siglip_loss": lambda x, y, t: siglip_loss(x, y, 1 / t if t else INF, -10.0),
+    "queue_info_nce": lambda x, y, t: queue_info_nce(x, y, y.detach().roll(1, 0), t),
+    "queue_hinge": lambda x, y, t: queue_hinge(x, y, y.detach().roll(1, 0), t),
+    **{
+        f"gmc_loss {variant}": lambda x, y, t, v=variant: gmc_loss([x], y, t, variant=v)
+        for variant in ("ntxent", "paper", "joint_negatives")
+    },
+}
+
+
+@pytest.mark.parametrize("loss", TEMPERED.values(), ids=TEMPERED.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_a_loss_is_finite_or_an_error_at_any_temperature(loss, dtype: torch.dtype) -> None:
+    """Not NaN: temperatures that the type flushes to 0, and logits that overflow, in every loss."""
+    errors = 0
+    for exponent in (-323, -310, -46, -45, -40, -38, -30, -20, 0, 30, 38, 39, 300):
+        for norm in (1.0, 1e-3, 1e4):
+            x, y = (norm * unit(6, 4, seed, torch.float64).to(dtype) for seed in (0, 1))
+            leaves = [x.requires_grad_(), y.requires_grad_()]
+            try:
+                value = loss(*leaves, 10.0**exponent)
+            except MMCLError:
+                errors += 1
+                continue
+            assert value.isfinite(), (exponent, norm)
+            if dtype == torch.float16:  # which a gradient of 1e20 leaves
+                continue
+            for found in torch.autograd.grad(value, leaves, allow_unused=True):
+                assert found is None or found.isfinite().all(), (exponent, norm)
+    assert errors or dtype == torch.float64
+
+
+def test_a_denormal_temperature() -> None:
+    message = "temperature must be positive and finite in float32, got 1e-45"
+    with pytest.raises(MMCLError, match=message):
+        info_nce(GOOD, GOOD, 1e-45)
+    with pytest.raises(MMCLError, match=r"reach [0-9]e\+33 at this logit_scale, too much"):
+        clip_loss(GOOD, GOOD, 1e33)
 
 
 @pytest.mark.parametrize(
@@ -580,3 +636,52 @@ def test_tiles_never_hold_all_logits(rows: slice | None) -> None:
         clip_loss(x, y, 20.0, chunk_size=chunk_size, rows=rows).backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest <= 2 * chunk_size * size * 4 * 1.1  # two tiles of float32
+
+
+class Products(TorchDispatchMode):
+    """The shapes of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        if function.__name__.startswith("mm."):
+            self.shapes.add(tuple(out.shape))
+        return out
+
+
+@pytest.mark.parametrize("rows", [None, slice(8, 24)])
+@pytest.mark.parametrize(("bytes", "tile"), [(640, 4), (32 * 32 * 4, 32), (1, 1)])
+def test_auto_takes_the_largest_tile_that_fits(monkeypatch, rows, bytes: int, tile: int) -> None:
+    """Of 32 float32 a row: 640 bytes are five rows, of which two tiles cover nothing more."""
+    monkeypatch.setattr(clip, "TILE_BYTES", bytes)
+    monkeypatch.setattr(clip, "WHOLE", 31)
+    x, y = (unit(32, 3, seed, torch.float32) for seed in (0, 1))
+    with Products() as products:
+        auto = clip_loss(x, y, 20.0, rows=rows)
+    fits = max(bytes // (32 * 4), 1)
+    tiles = {shape[0] for shape in products.shapes}
+    assert max(tiles) == min(fits, 32 if rows is None else 16)
+    torch.testing.assert_close(auto, clip_loss(x, y, 20.0, rows=rows, chunk_size=None))
+
+
+def test_auto_of_a_small_batch_is_the_plain_form() -> None:
+    x, y = (unit(clip.WHOLE, 3, seed).requires_grad_() for seed in (0, 1))
+    auto, plain = clip_loss(x, y, 20.0), clip_loss(x, y, 20.0, chunk_size=None)
+    assert torch.equal(auto, plain)
+    torch.autograd.grad(auto, x, create_graph=True)
+    x, y = (unit(clip.WHOLE + 1, 3, seed).requires_grad_() for seed in (0, 1))
+    with pytest.raises(MMCLError, match=r"no second derivative.*chunk_size=None"):
+        torch.autograd.grad(clip_loss(x, y, 20.0), x, create_graph=True)
+
+
+def test_a_tile_of_auto_takes_64_mebibytes() -> None:
+    assert 4096 * 4096 * torch.float32.itemsize == clip.TILE_BYTES
+
+
+def test_a_chunk_size_from_numpy() -> None:
+    x, y = (unit(9, 3, seed) for seed in (0, 1))
+    got = clip_loss(x, y, 20.0, chunk_size=np.int64(4))
+    assert torch.equal(got, clip_loss(x, y, 20.0, chunk_size=4))

@@ -405,5 +405,5 @@ def test_temperature_of_one_element_is_not_a_scalar() -> None:
 
 @pytest.mark.parametrize("value", [-0.1, NAN, INF])
 def test_bad_margin(value: float) -> None:
-    with pytest.raises(MMCLError, match=f"margin must be at least 0 and finite, got {value}"):
+    with pytest.raises(MMCLError, match=f"margin must be .*finite, got {value}"):
         queue_hinge(GOOD, GOOD, QUEUE, value)

@@ -150,7 +150,7 @@ def test_pooled_captions_are_the_mean_of_their_real_words(lab: ShapesCaptions) -
 
 def test_tokens_of_what_is_not_there(lab: ShapesCaptions) -> None:
     model, batch = small(lab), lab.batch(range(3))
-    with pytest.raises(MissingModalityError, match=r"tokens of caption.*holds \['image'\]"):
+    with pytest.raises(MissingModalityError, match=r"encodes caption.*holds \['image'\]"):
         model.embed_tokens({"image": batch["image"]}, "caption")
 
 

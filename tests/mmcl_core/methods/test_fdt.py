@@ -51,14 +51,14 @@ def close(got: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
 
 def layer(seed: int = 0, width: int = 5, dim: int = 4, **kwargs: Any) -> FDTGrounding:
     torch.manual_seed(seed)
-    return FDTGrounding(width, dim, **{"temperature": 0.2} | kwargs).double()
+    return FDTGrounding(width, dim, **{"grounding_temperature": 0.2} | kwargs).double()
 
 
 def naive(module: FDTGrounding, features: Tensor, codebook: Tensor, mask: Tensor | None = None):
     if mask is None:
         mask = torch.ones(features.shape[:2], dtype=torch.bool)
     return reference.fdt_grounding(
-        features, codebook, mask, query=module.query, temperature=module.temperature,
+        features, codebook, mask, query=module.query, temperature=module.grounding_temperature,
         pooling=module.pooling, normalizer=module.normalizer, padding=module.padding,
     )  # fmt: skip
 
@@ -92,7 +92,7 @@ def assert_as_naive(
 
 def test_the_golden_values() -> None:
     """Two digits of the second row differ from the design's note: no mixture gives its values."""
-    module = FDTGrounding(4, 6, temperature=0.25).double()
+    module = FDTGrounding(4, 6, grounding_temperature=0.25).double()
     with torch.no_grad():
         for i, p in enumerate(module.query.parameters()):
             p.copy_(sines(*p.shape, step=0.9 + 0.1 * i, shift=i))
@@ -140,8 +140,9 @@ def test_it_is_the_naive_form_with_every_gradient(
     seed: int,
 ) -> None:
     module = layer(
-        seed, pooling=pooling, normalizer=normalizer, padding=padding, temperature=temperature
-    )
+        seed, pooling=pooling, normalizer=normalizer, padding=padding,
+        grounding_temperature=temperature,
+    )  # fmt: skip
     assert_as_naive(module, normal(*mask.shape, 5, seed=seed), normal(entries, 4, seed=1), mask)
 
 
@@ -152,7 +153,7 @@ def test_codebooks_of_less_and_of_more_than_a_chunk(
     entries: int, tokens: int, temperature: float
 ) -> None:
     assert grounding._CHUNK == 1024
-    module = layer(temperature=temperature)
+    module = layer(grounding_temperature=temperature)
     assert_as_naive(module, normal(2, tokens, 5), normal(entries, 4, seed=1))
 
 
@@ -315,7 +316,7 @@ def test_without_a_gradient_nothing_is_kept() -> None:
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("temperature", [0.2, 1000.0])
 def test_float32(pooling: str, temperature: float) -> None:
-    module = layer(width=32, dim=64, pooling=pooling, temperature=temperature)
+    module = layer(width=32, dim=64, pooling=pooling, grounding_temperature=temperature)
     features, codebook = normal(4, 9, 32), normal(3000, 64, seed=1)
     expected = everything(module, module, features, codebook, None)
     got = everything(module.float(), module, features.float(), codebook.float(), None)
@@ -345,7 +346,7 @@ def test_inside_autocast_only_the_query_map_is_in_half_precision(
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_autocast_changes_no_bit_of_the_grounding(pooling: str) -> None:
-    module = layer(width=16, dim=16, pooling=pooling, temperature=5.0).float()
+    module = layer(width=16, dim=16, pooling=pooling, grounding_temperature=5.0).float()
     module.query = nn.Identity()
     features, codebook = normal(4, 9, 16).float(), normal(50, 16, seed=1).float()
 
@@ -360,7 +361,7 @@ def test_autocast_changes_no_bit_of_the_grounding(pooling: str) -> None:
 
 
 def test_the_gradient_of_max_is_in_float32_even_when_backward_runs_inside_autocast() -> None:
-    module = layer(width=16, dim=16, temperature=5.0).float()
+    module = layer(width=16, dim=16, grounding_temperature=5.0).float()
     module.query = nn.Identity()
     features, codebook = normal(4, 9, 16).float(), normal(50, 16, seed=1).float()
     expected = everything(module, module, features, codebook, None)
@@ -425,10 +426,10 @@ def test_bad_shapes(features: Tensor, codebook: Tensor, mask: Tensor | None, mes
         ({"normalizer": "entmax"}, "one of sparsemax, softmax, sigmoid; got 'entmax'"),
         ({"pooling": "min"}, "one of max, mean, sum; got 'min'"),
         ({"padding": None}, "one of exclude, zero; got None"),
-        ({"temperature": 0.0}, "above 0 and finite; got 0.0"),
-        ({"temperature": -1.0}, "above 0 and finite; got -1.0"),
-        ({"temperature": math.inf}, "above 0 and finite; got inf"),
-        ({"temperature": math.nan}, "above 0 and finite; got nan"),
+        ({"grounding_temperature": 0.0}, r"above 0 and finite \(.*\); got 0.0"),
+        ({"grounding_temperature": -1.0}, r"above 0 and finite \(.*\); got -1.0"),
+        ({"grounding_temperature": math.inf}, r"above 0 and finite \(.*\); got inf"),
+        ({"grounding_temperature": math.nan}, r"above 0 and finite \(.*\); got nan"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
@@ -488,7 +489,7 @@ def test_cooling_raises_outside_of_its_steps() -> None:
         with pytest.raises(MMCLError, match=f"has 100 steps, and this is step {step}: make it as"):
             cooling.at(step)
     for bad in ({"steps": 0}, {"share": 0.0}, {"share": 1.5}, {"share": math.nan}):
-        with pytest.raises(MMCLError, match="steps of at least 1 and a share in"):
+        with pytest.raises(MMCLError, match=r"steps must be .* at least 1|share must .* \(0, 1\]"):
             Cooling(**{"start": 300, "end": 10, "steps": 100} | bad)
     for bad in ({"start": 0.0}, {"end": -1.0}, {"end": math.inf}):
         with pytest.raises(MMCLError, match="above 0 and finite"):
@@ -506,7 +507,7 @@ def lab() -> ShapesCaptions:
 def small(lab: ShapesCaptions, seed: int = 0, **kwargs: Any) -> FDT:
     torch.manual_seed(seed)
     encoders = ImageEncoder(width=32), CaptionEncoder(len(lab.tokenizer), width=32)
-    return FDT(*encoders, **{"tokens": 40, "dim": 16, "temperature": 2.0} | kwargs)
+    return FDT(*encoders, **{"codebook_size": 40, "dim": 16, "grounding_temperature": 2.0} | kwargs)
 
 
 def weights_of(model: FDT, batch: dict[str, Tensor], name: str) -> Tensor:
@@ -514,7 +515,8 @@ def weights_of(model: FDT, batch: dict[str, Tensor], name: str) -> Tensor:
     encoded, head = model.encoders[name](batch[name]), model.heads[name]
     return reference.fdt_grounding(
         encoded.tokens, model.codebook, encoded.mask, query=head.query,
-        temperature=model.temperature, pooling="max", normalizer="sparsemax", padding="exclude",
+        temperature=model.grounding_temperature, pooling="max", normalizer="sparsemax",
+        padding="exclude",
     )[1]  # fmt: skip
 
 
@@ -532,19 +534,19 @@ def test_embeddings_are_normalised_mixtures_of_one_codebook(lab: ShapesCaptions)
 
 
 def test_its_loss_is_clips_with_what_to_watch_beside_it(lab: ShapesCaptions) -> None:
-    model, batch = small(lab, loss_temperature=0.05), lab.batch(range(6))
+    model, batch = small(lab, temperature=0.05), lab.batch(range(6))
     x, y = (model.embed({name: batch[name]}) for name in ("image", "caption"))
     logits, diagonal = x @ y.T / 0.05, torch.arange(6)
     expected = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
     for mode in (True, False):
         parts = model.train(mode).loss(batch)
-        assert list(parts) == ["total", "active_image", "active_caption", "temperature"]
+        assert list(parts) == ["total", "active_image", "active_caption", "grounding_temperature"]
         torch.testing.assert_close(parts["total"], expected, rtol=1e-4, atol=1e-4)
         for name in ("image", "caption"):
             active = (weights_of(model, batch, name) > 0).sum() / 6
             assert float(parts[f"active_{name}"]) == pytest.approx(float(active))
             assert not parts[f"active_{name}"].requires_grad
-        assert float(parts["temperature"]) == 2.0
+        assert float(parts["grounding_temperature"]) == 2.0
 
 
 def test_what_is_watched_is_the_batch_at_hand(lab: ShapesCaptions) -> None:
@@ -600,10 +602,10 @@ def test_missing_modalities_are_named(lab: ShapesCaptions) -> None:
 
 
 def test_bad_settings_of_the_method(lab: ShapesCaptions) -> None:
-    with pytest.raises(MMCLError, match="at least 2 entries; got tokens=1"):
-        small(lab, tokens=1)
-    with pytest.raises(MMCLError, match="above 0 and finite; got -3"):
-        small(lab, temperature=-3)
+    with pytest.raises(MMCLError, match=r"codebook_size must be .* at least 2; got 1"):
+        small(lab, codebook_size=1)
+    with pytest.raises(MMCLError, match=r"grounding_temperature must be above 0 .*; got -3"):
+        small(lab, grounding_temperature=-3)
     with pytest.raises(MMCLError, match="one of max, mean, sum"):
         small(lab, pooling="top")
     with pytest.raises(MMCLError, match="Linear has no `width`"):
@@ -611,9 +613,10 @@ def test_bad_settings_of_the_method(lab: ShapesCaptions) -> None:
 
 
 def test_the_settings_reach_both_groundings(lab: ShapesCaptions) -> None:
-    model = small(lab, normalizer="softmax", pooling="mean", padding="zero", temperature=7.0)
+    settings = {"normalizer": "softmax", "pooling": "mean", "padding": "zero"}
+    model = small(lab, grounding_temperature=7.0, **settings)
     for head in model.heads.values():
-        found = (head.normalizer, head.pooling, head.padding, head.temperature)
+        found = (head.normalizer, head.pooling, head.padding, head.grounding_temperature)
         assert found == ("softmax", "mean", "zero", 7.0)
     assert float(model.logit_scale.detach()) == pytest.approx(1 / 0.07)
     assert model.codebook.shape == (40, 16)
@@ -626,23 +629,24 @@ def test_the_settings_reach_both_groundings(lab: ShapesCaptions) -> None:
 
 def test_each_step_has_its_temperature(lab: ShapesCaptions) -> None:
     cooling = Cooling(8.0, 2.0, steps=4)
-    model, batch = small(lab, temperature=cooling), lab.batch(range(6))
+    model, batch = small(lab, grounding_temperature=cooling), lab.batch(range(6))
     for step in range(4):
-        assert model.temperature == cooling.at(step)
-        assert float(model.loss(batch)["temperature"]) == pytest.approx(cooling.at(step))
+        assert model.grounding_temperature == cooling.at(step)
+        assert float(model.loss(batch)["grounding_temperature"]) == pytest.approx(cooling.at(step))
         model.embed(batch)
-        assert {head.temperature for head in model.heads.values()} == {cooling.at(step)}
+        assert {head.grounding_temperature for head in model.heads.values()} == {cooling.at(step)}
         model.after_step()
-    assert model.temperature == pytest.approx(2.0)  # in use, after the training
+    assert model.grounding_temperature == pytest.approx(2.0)  # in use, after the training
     model.eval()
-    assert float(model.loss(batch)["temperature"]) == pytest.approx(2.0)
+    assert float(model.loss(batch)["grounding_temperature"]) == pytest.approx(2.0)
     model.embed(batch)
 
 
 def test_a_step_past_the_end_of_the_schedule_raises_and_changes_nothing(
     lab: ShapesCaptions,
 ) -> None:
-    model, batch = small(lab, temperature=Cooling(8.0, 2.0, steps=2)), lab.batch(range(6))
+    model = small(lab, grounding_temperature=Cooling(8.0, 2.0, steps=2))
+    batch = lab.batch(range(6))
     for _ in range(2):
         model.loss(batch)
         model.after_step()
@@ -656,7 +660,7 @@ def test_a_step_past_the_end_of_the_schedule_raises_and_changes_nothing(
 
 
 def test_a_checkpoint_from_beyond_the_schedule_is_refused_in_use(lab: ShapesCaptions) -> None:
-    long, short = (small(lab, temperature=Cooling(8.0, 2.0, steps=n)) for n in (9, 2))
+    long, short = (small(lab, grounding_temperature=Cooling(8.0, 2.0, steps=n)) for n in (9, 2))
     long.step += 5
     short.load_state_dict(long.state_dict())
     for mode in (True, False):
@@ -666,14 +670,14 @@ def test_a_checkpoint_from_beyond_the_schedule_is_refused_in_use(lab: ShapesCapt
 
 def test_the_step_is_part_of_the_state(lab: ShapesCaptions) -> None:
     cooling = Cooling(8.0, 2.0, steps=4)
-    model, other = (small(lab, seed, temperature=cooling) for seed in (0, 1))
+    model, other = (small(lab, seed, grounding_temperature=cooling) for seed in (0, 1))
     batch = lab.batch(range(6))
     for _ in range(3):
         model.loss(batch)
         model.after_step()
     assert model.state_dict()["step"] == 3
     other.load_state_dict(model.state_dict())
-    assert other.temperature == cooling.at(3)
+    assert other.grounding_temperature == cooling.at(3)
     assert torch.equal(other.embed(batch), model.embed(batch))
 
 
@@ -685,7 +689,7 @@ def test_a_resumed_training_cools_on(lab: ShapesCaptions, tmp_path: Path) -> Non
     few = lab.subset(range(24))
 
     def model(seed: int) -> FDT:
-        return small(lab, seed, temperature=Cooling(20.0, 2.0, steps=6))
+        return small(lab, seed, grounding_temperature=Cooling(20.0, 2.0, steps=6))
 
     kwargs: dict[str, Any] = {
         "epochs": 2, "batch_size": 8, "progress": False, "checkpoint": tmp_path / "fdt.pt",
@@ -703,8 +707,9 @@ def test_a_resumed_training_cools_on(lab: ShapesCaptions, tmp_path: Path) -> Non
     with pytest.raises(Stop):
         fit(model(0), few, augment=stopping, **kwargs, checkpoint_every=2)
     got = fit(resumed, few, resume=True, **kwargs).steps
-    assert got["temperature"] == expected["temperature"]
-    assert got["temperature"] == pytest.approx([Cooling(20, 2, steps=6).at(i) for i in range(6)])
+    assert got["grounding_temperature"] == expected["grounding_temperature"]
+    cooled = [Cooling(20, 2, steps=6).at(i) for i in range(6)]
+    assert got["grounding_temperature"] == pytest.approx(cooled)
     assert got["total"] == expected["total"]
     state = resumed.state_dict()
     assert all(torch.equal(state[name], v) for name, v in whole.state_dict().items())
@@ -715,13 +720,13 @@ def test_a_resumed_training_cools_on(lab: ShapesCaptions, tmp_path: Path) -> Non
 
 
 def test_a_collapse_is_reported_once(lab: ShapesCaptions) -> None:
-    model, batch = small(lab, temperature=0.01), lab.batch(range(8))
+    model, batch = small(lab, grounding_temperature=0.01), lab.batch(range(8))
     with torch.no_grad():  # one entry that every token prefers
         for head in model.heads.values():
             head.query[-1].weight.zero_()
             head.query[-1].bias.copy_(model.codebook[7])
     model.loss(batch)
-    message = r"images of a whole batch share 1 of the 40 tokens \(perplexity 1.00\).*At temp.*0.01"
+    message = r"images of a whole batch share 1 of the 40 entries \(perplexity 1.00\).*of 0.01"
     with pytest.warns(UserWarning, match=message) as caught:
         model.after_step()
     assert len(caught) == 1
@@ -735,12 +740,12 @@ def test_nothing_is_reported_without_a_collapse(lab: ShapesCaptions) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for temperature in (0.01, 1000.0):  # sparse is not collapsed
-            model = small(lab, temperature=temperature)
+            model = small(lab, grounding_temperature=temperature)
             parts = model.loss(lab.batch(range(40)))
             assert (float(parts["active_caption"]) < 1.1) == (temperature == 0.01)
             model.after_step()
         # Two samples that share a token say nothing, and no samples even less.
-        model = small(lab, temperature=0.01)
+        model = small(lab, grounding_temperature=0.01)
         model.after_step()
         batch = lab.batch([3, 3])
         model.loss(batch)
@@ -755,7 +760,7 @@ def test_nothing_is_reported_without_a_collapse(lab: ShapesCaptions) -> None:
 
 @pytest.mark.slow
 def test_it_learns_while_it_cools(lab: ShapesCaptions) -> None:
-    model = small(lab, tokens=64, temperature=Cooling(100.0, 10.0, steps=20 * 8))
+    model = small(lab, codebook_size=64, grounding_temperature=Cooling(100.0, 10.0, steps=20 * 8))
     history = fit(
         model, lab, epochs=20, batch_size=32, lr=3e-3, progress=False,
         augment=paraphrase(lab),

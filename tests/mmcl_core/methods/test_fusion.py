@@ -44,7 +44,7 @@ class Map(nn.Module):
 
 def small(seed: int = 0, **kwargs) -> LateFusion:
     torch.manual_seed(seed)
-    return LateFusion({m: Map(w) for m, w in WIDTHS.items()}, CLASSES, hidden=7, **kwargs)
+    return LateFusion({m: Map(w) for m, w in WIDTHS.items()}, CLASSES, dim=7, **kwargs)
 
 
 def samples(n: int = 12, seed: int = 0) -> dict[str, Tensor]:
@@ -418,11 +418,17 @@ def test_weights_are_checked(weights, message):
         (lambda: LateFusion({}, 3), r"for each modality.*got \[\]"),
         (lambda: LateFusion({"fusion": Map(2)}, 3), r"none named .*got \['fusion'\]"),
         (lambda: LateFusion({"image": nn.Linear(2, 2)}, 3), "Linear has no `width`"),
-        (lambda: LateFusion({"image": Map(2)}, 1), "at least 2 .*got 1"),
+        (
+            lambda: LateFusion({"image": Map(2)}, 1),
+            r"classes must be .* at least 2; got 1",
+        ),
         (lambda: small(dropout=1.5), r"\[0, 1\]; got 1\.5"),
         (lambda: small(dropout=math.nan), "got nan"),
         (lambda: small(impute="median"), "'zero' or 'mean'; got 'median'"),
-        (lambda: LateFusion({"image": Map(2)}, 3, hidden=0), "hidden at least 1; got 3 and 0"),
+        (
+            lambda: LateFusion({"image": Map(2)}, 3, dim=0),
+            r"dim must be .* at least 1; got 0",
+        ),
     ],
 )
 def test_the_constructor_refuses(build, message):
@@ -672,7 +678,7 @@ def test_it_learns_the_shapes_and_serves_every_subset():
             "tags": TagEncoder(len(train.tag_names), width=32),
         },
         6,
-        hidden=32,
+        dim=32,
         dropout=0.5,
         impute="mean",
     )

@@ -143,7 +143,7 @@ def test_each_term_is_its_formula(least: int, form: str) -> None:
     """Over six steps, in which each queue is filled three times."""
     weights = {"image": 0.5, "tags": 2.0, "caption": 1.5, "image_to_caption": 0.7}
     model = small(
-        min_shared_tags=least, inter=form, weights=weights, temperature=0.15,
+        min_shared_tags=least, inter=form, weights=weights, intra_temperature=0.15,
         inter_temperature=0.05, margin=0.6, momentum=0.6,
     ).double()  # fmt: skip
     if form == "hinge":
@@ -412,7 +412,7 @@ def test_momentum_encoders_follow_both_towers() -> None:
     ("kwargs", "message"),
     [
         ({"inter": "margin"}, "inter must be 'info_nce' or 'hinge'; got 'margin'"),
-        ({"min_shared_tags": 0}, "min_shared_tags must be at least 1; got 0"),
+        ({"min_shared_tags": 0}, "min_shared_tags must be a whole number, at least 1; got 0"),
         ({"weights": {"text": 1.0}}, r"terms are image, tags, .* weights for \['text'\]"),
         ({"tags": 0, "weights": {"tags": 1.0}}, "needs their number: pass tags=T"),
         ({"weights": {"image": -1.0}}, "finite, at least 0, and not all 0; got .*-1"),
@@ -423,8 +423,8 @@ def test_momentum_encoders_follow_both_towers() -> None:
             {"tags": 0, "weights": dict.fromkeys([t for t in TERMS if t != "tags"], 0)},
             "finite, at least 0, and not all 0",
         ),
-        ({"momentum": 2.0}, r"momentum must be in \[0, 1\]; got 2.0"),
-        ({"queue": 0}, "at least one key of width 1; got 0 of 8"),
+        ({"momentum": 2.0}, r"momentum must be a number in \[0, 1\]; got 2.0"),
+        ({"queue": 0}, "queue must be a whole number, at least 1; got 0"),
     ],
 )
 def test_bad_arguments(kwargs: dict[str, Any], message: str) -> None:
@@ -479,9 +479,9 @@ def test_a_loss_that_raises_leaves_all_as_it_was(change, error, message: str) ->
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
-        ({"inter_temperature": -1.0}, "temperature must be positive and finite, got -1.0"),
-        ({"inter": "hinge", "margin": -0.5}, "margin must be at least 0 and finite, got -0.5"),
+        ({"intra_temperature": 0.0}, r"intra_temperature must be above 0 and finite .*; got 0.0"),
+        ({"inter_temperature": -1.0}, r"inter_temperature must be above 0 and finite .*; got -1.0"),
+        ({"inter": "hinge", "margin": -0.5}, r"margin must be a number in \[0, inf\); got -0.5"),
     ],
 )
 def test_bad_temperatures_and_margin(kwargs: dict[str, Any], message: str) -> None:
