@@ -17,8 +17,7 @@ from torch.utils.data import Subset
 
 from mmcl_core.batches import Batch, index, require, trimmed
 from mmcl_core.data.groups import caption_codes, codes_of
-from mmcl_core.data.tokenizer import END, PAD, START, UNK
-from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count, check_number
+from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count
 
 Augment = Callable[[Batch], Batch]
 
@@ -176,39 +175,6 @@ def finder(data: Any) -> Callable[[Batch], Tensor]:
         return order[at]
 
     return find
-
-
-def word_dropout(p: float = 0.1, *, unk: int = UNK, view: bool = False) -> Augment:
-    """Replaces each word by ``<unk>`` with probability `p`; at least one word of a caption stays.
-
-    ``<pad>``, ``<start>`` and ``<end>`` (ids 0, 1, 2) are never replaced. A batch keeps its "text":
-    the caption still stands for the same one.
-
-    Args:
-        p: probability in [0, 1].
-        unk: the id of ``<unk>``.
-        view: False: replace words in "caption". True: leave "caption" as it is and write
-            "caption_view", from the "caption_view" that is there, or else from "caption".
-
-    Raises:
-        MMCLError: `p` is outside [0, 1].
-        MissingModalityError: a batch comes without "caption".
-    """
-    check_number("p", p, "[0, 1]")
-
-    def apply(batch: Batch) -> Batch:
-        require(batch, "word_dropout needs", "caption")
-        ids = batch.get("caption_view", batch["caption"]) if view else batch["caption"]
-        word = (ids != PAD) & (ids != START) & (ids != END) & (ids != unk)
-        # Words with a noise below p go. The word with the largest noise is the last to go, so to
-        # keep it always changes nothing unless all would go.
-        noise = torch.rand(ids.shape).to(ids.device)
-        drop = word & (noise < p)
-        last = noise.masked_fill(~word, -1).argmax(dim=1, keepdim=True)
-        drop.scatter_(1, last, False)
-        return {**batch, "caption_view" if view else "caption": ids.masked_fill(drop, unk)}
-
-    return apply
 
 
 def moco_v2(

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, random_split
 
+from mmcl_book.experiments.drawn_folder import draw_folder
 from mmcl_core.batches import Batched, index, row_of, trimmed
 from mmcl_core.data import CaptionFolder, Digits, PictureFolder, ShapesCaptions
 from mmcl_core.data.augment import compose, finder, paraphrase, with_labels, word_dropout
-from mmcl_core.data.folders import draw_folder
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
 from mmcl_core.errors import DataError, MMCLError, RowError, ShapeError
 from mmcl_core.evaluation import embed_all

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import mmcl_core.features as module
+from mmcl_book.experiments.drawn_folder import draw_folder
 from mmcl_core.data import CaptionFolder
 from mmcl_core.data.augment import paraphrase
-from mmcl_core.data.folders import draw_folder
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
 from mmcl_core.errors import DataError, MMCLError, ShapeError
 from mmcl_core.evaluation import embed_all

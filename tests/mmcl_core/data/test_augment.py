@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmcl_core.data.augment import compose, crop, moco_v2, paraphrase, with_labels, word_dropout
+from mmcl_core.data.augment import compose, crop, moco_v2, paraphrase, with_labels
 from mmcl_core.errors import DataError, MissingModalityError, MMCLError, ShapeError
 
 # Four samples, three sentences each; the word says sample and sentence: 10 * sample + sentence.
@@ -46,11 +46,10 @@ def same(a, b):
 PICTURES = {"image": torch.rand(16, 3, 24, 24, generator=torch.Generator().manual_seed(0))}
 ALL = {
     "paraphrase": (paraphrase(Told(), view=True), batch_of([3, 1, 1, 0])),
-    "word_dropout": (word_dropout(0.5), {"caption": SENTENCES[:, 2]}),
     "moco_v2": (moco_v2(24), PICTURES),
     "crop": (crop(), PICTURES),
     "compose": (
-        compose(paraphrase(Told(), view=True), word_dropout(0.5, view=True), moco_v2(24)),
+        compose(paraphrase(Told(), view=True), moco_v2(24)),
         batch_of([3, 1, 0, 2], image=PICTURES["image"][:4]),
     ),
 }
@@ -168,55 +167,6 @@ def test_with_labels_says_what_is_wrong():
             augment({"index": torch.tensor(index)})
     with pytest.raises(ShapeError, match="at least one"):
         augment({"index": torch.tensor([], dtype=torch.int64)})
-
-
-def test_word_dropout_replaces_words_at_its_rate_and_nothing_else():
-    torch.manual_seed(0)
-    ids = torch.randint(4, 50, (400, 30))
-    ids[:, 0] = 1
-    ids[:, 20] = 2
-    ids[:, 21:] = 0
-    ids[:, 5] = 3  # an <unk> that was there before
-    new = word_dropout(0.3)({"caption": ids})["caption"]
-    changed = new != ids
-    assert (new[changed] == 3).all()
-    assert not changed[:, [0, 5, *range(20, 30)]].any()
-    words = 400 * 18
-    # Five standard deviations of a binomial count.
-    assert abs(int(changed.sum()) - 0.3 * words) < 5 * (words * 0.3 * 0.7) ** 0.5
-    assert torch.equal(word_dropout(0)({"caption": ids})["caption"], ids)
-
-
-def test_one_word_remains_whichever_it_is():
-    torch.manual_seed(0)
-    ids = torch.tensor([[1, 7, 8, 9, 2, 0]]).repeat(300, 1)
-    new = word_dropout(1.0)({"caption": ids})["caption"]
-    kept = new >= 4
-    assert (kept.sum(1) == 1).all()
-    assert set(new[kept].tolist()) == {7, 8, 9}
-    assert (new[:, 0] == 1).all()
-    assert (new[:, 4] == 2).all()
-    # A caption without words comes back as it is.
-    empty = torch.tensor([[1, 2, 0], [1, 3, 2]])
-    assert torch.equal(word_dropout(1.0)({"caption": empty})["caption"], empty)
-
-
-def test_word_dropout_on_the_view_only():
-    torch.manual_seed(0)
-    ids = torch.tensor([[1, 7, 8, 9, 10, 2]])
-    new = word_dropout(1.0, unk=4, view=True)({"caption": ids})
-    assert torch.equal(new["caption"], ids)
-    assert (new["caption_view"] == 4).sum() == 3
-    other = torch.tensor([[1, 20, 2]])
-    new = word_dropout(1.0, view=True)({"caption": ids, "caption_view": other})
-    assert torch.equal(new["caption_view"], other)
-
-
-def test_word_dropout_says_what_is_wrong():
-    with pytest.raises(MMCLError, match=r"got 1\.5"):
-        word_dropout(1.5)
-    with pytest.raises(MissingModalityError, match="word_dropout needs"):
-        word_dropout()({"image": torch.ones(1)})
 
 
 # --- crop -----------------------------------------------------------------------------------------
