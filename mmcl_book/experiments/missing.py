@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmcl_book.experiments import small
+from mmcl_book.experiments.calibration import calibration
 from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import compose, paraphrase, with_labels
@@ -20,7 +21,6 @@ from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import (
     MissingModality,
     accuracy_at_rate,
-    calibration,
     missing_modality,
     partial_to_complete,
 )

@@ -5,7 +5,6 @@ plots. Embeddings are compared by their cosine: each row is brought to unit norm
 changes nothing for what `method.embed` returns.
 """
 
-from mmcl_core.evaluation.confidence import Calibration, calibration
 from mmcl_core.evaluation.embedding import embed_all
 from mmcl_core.evaluation.missing import (
     Closeness,
@@ -21,7 +20,6 @@ from mmcl_core.evaluation.retrieval import recall_at_k
 from mmcl_core.evaluation.space import alignment, cone, modality_gap, shift_gap, uniformity
 
 __all__ = [
-    "Calibration",
     "Closeness",
     "MissingModality",
     "Pointing",
@@ -29,7 +27,6 @@ __all__ = [
     "ZeroShot",
     "accuracy_at_rate",
     "alignment",
-    "calibration",
     "cone",
     "embed_all",
     "linear_probe",

@@ -19,7 +19,6 @@ from mmcl_core.errors import MissingModalityError, MMCLError, ShapeError
 from mmcl_core.evaluation import (
     accuracy_at_rate,
     alignment,
-    calibration,
     cone,
     embed_all,
     linear_probe,
@@ -698,7 +697,6 @@ CALLS = {
     "cone": lambda method: cone(draw(5, 3)),
     "alignment": lambda method: alignment(draw(5, 3), draw(5, 3)),
     "uniformity": lambda method: uniformity(draw(5, 3)),
-    "calibration": lambda method: calibration(draw(12, 3), CLASSES),
     "pointing_game": lambda method: pointing_game(draw(2, 2, 2), torch.ones(2, 4, 4).bool()),
 }  # fmt: skip
 
@@ -762,14 +760,12 @@ def test_whole_numbers_of_numpy_are_whole_numbers():
     assert recall_at_k(x, x, np.array([1, 2])) == recall_at_k(x, x, [1, 2])
     assert list(recall_at_k(x, x, np.array([1, 2]))) == [1, 2]
     assert torch.equal(embed_all(m := Named(), pairs(), batch_size=two), embed_all(m, pairs()))
-    calibration(draw(12, 3), CLASSES, bins=two)
     for call in (
         lambda: recall_at_k(x, x, True),
         lambda: recall_at_k(x, x, [1, 2.0]),
         lambda: recall_at_k(x, x, []),
         lambda: embed_all(Named(), pairs(), batch_size=True),
         lambda: embed_all(Named(), pairs(), batch_size="2"),
-        lambda: calibration(draw(12, 3), CLASSES, bins=2.5),
         lambda: linear_probe(x, CLASSES[:6], x, CLASSES[:6], max_iter=True),
         lambda: linear_probe(x, CLASSES[:6], x, CLASSES[:6], C="1"),
     ):

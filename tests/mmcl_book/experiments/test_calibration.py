@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mmcl_book.experiments.calibration import calibration
 from mmcl_core.errors import MMCLError, ShapeError
-from mmcl_core.evaluation import calibration
 
 sizes = settings(max_examples=60, deadline=None, derandomize=True)
 SURE = 1000.0  # nats; in float64 the softmax of (1000, 0) is exactly (1, 0)
