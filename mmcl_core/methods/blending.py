@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from mmcl_core.batches import Batch
-from mmcl_core.errors import MMCLError, ShapeError, check_count
+from mmcl_core.errors import MMCLError, ShapeError, check_count, check_number
 from mmcl_core.methods.fusion import LateFusion
 from mmcl_core.modules import evaluating, taking
 
@@ -67,7 +67,7 @@ def blending_weights(earlier: Losses, later: Losses, *, floor: float = FLOOR) ->
         MMCLError: as `overfitting_to_generalisation`; or no validation loss fell. Equal weights
             would then train on what only overfits, so that is left to the caller.
     """
-    _check_floor(floor)
+    floor = check_number("floor", floor, "(0, inf)")
     raw = {
         name: max(drop, 0.0) / max(abs(overfitting), floor) ** 2
         for name, (overfitting, drop) in _changes(earlier, later).items()
@@ -169,10 +169,10 @@ class GradientBlending:
         floor: float = FLOOR,
         batch_size: int = 256,
     ) -> None:
-        _check_floor(floor)
         self.train, self.validation = train, validation
         self.every = check_count("every", every)
-        self.floor, self.batch_size = floor, batch_size
+        self.floor = check_number("floor", floor, "(0, inf)")
+        self.batch_size = check_count("batch_size", batch_size)
         self.history: list[Measurement] = []
 
     def __call__(self, progress: _Progress) -> None:
@@ -199,11 +199,6 @@ class GradientBlending:
             method.set_weights(blending_weights(before, now, floor=self.floor))
         weights = dict(zip(heads, method.weights.tolist(), strict=True))
         self.history.append(Measurement(progress.epoch, now, weights, blended))
-
-
-def _check_floor(floor: float) -> None:
-    if not 0 < floor < math.inf:
-        raise MMCLError(f"floor must be above 0 and finite; got {floor}")
 
 
 def _last(method: LateFusion) -> dict[str, tuple[float, float]]:

@@ -1,5 +1,8 @@
 """What the benchmarks share: times in turn within one process, and peak memory in a fresh one.
 
+Times are taken with one thread and with two. Where another program holds a core, two threads wait
+for each other, and small tiles most of all: then one thread tells more.
+
 All forms run in turn, round after round, and each round gives one ratio: a busy machine slows all
 of them alike. The median of the ratios counts. Memory is the peak that the operating system saw.
 """
@@ -32,8 +35,20 @@ def seconds(form: Form, leaves: Sequence[Tensor], grad: Tensor | None = None) ->
 
 def compare(
     forms: Mapping[str, Form], leaves: Sequence[Tensor], rounds: int, grad: Tensor | None = None
+) -> dict[int, dict[str, float]]:
+    """Threads -> form -> median over rounds of time(the first form) / time(form); printed, too."""
+    before, found = torch.get_num_threads(), {}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        print(f"  with {threads} thread{'s' * (threads > 1)}:")
+        found[threads] = _compare(forms, leaves, rounds, grad)
+    torch.set_num_threads(before)
+    return found
+
+
+def _compare(
+    forms: Mapping[str, Form], leaves: Sequence[Tensor], rounds: int, grad: Tensor | None
 ) -> dict[str, float]:
-    """Median over rounds of time(the first form) / time(form). Prints seconds, too."""
     first, *_ = forms
     times: dict[str, list[float]] = {name: [] for name in forms}
     for form in forms.values():
@@ -46,7 +61,7 @@ def compare(
         every = [a / b for a, b in zip(times[first], times[name], strict=True)]
         ratios[name] = statistics.median(every)
         print(
-            f"  {name:>12}: median {1e3 * statistics.median(times[name]):8.2f} ms, "
+            f"    {name:>12}: median {1e3 * statistics.median(times[name]):8.2f} ms, "
             f"least {1e3 * min(times[name]):8.2f} ms, {ratios[name]:5.2f}x as fast "
             f"({min(every):.2f} to {max(every):.2f})"
         )
@@ -73,4 +88,4 @@ def in_fresh_process(function: Callable[..., float], *arguments: Any) -> float:
 
 
 def setting(text: str) -> None:
-    print(f"\n{text}, {torch.get_num_threads()} threads:")
+    print(f"\n{text}:")

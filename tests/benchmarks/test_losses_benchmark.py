@@ -28,12 +28,13 @@ from tests.reference import clip_two_logits
 SIZE, WIDTH = 8192, 256
 FORMS: dict[str, Form] = {
     "two logits": clip_two_logits,
-    "plain": clip_loss,
+    "auto": clip_loss,
+    "plain": partial(clip_loss, chunk_size=None),
     "chunk 128": partial(clip_loss, chunk_size=128),
     "chunk 256": partial(clip_loss, chunk_size=256),
     "chunk 1024": partial(clip_loss, chunk_size=1024),
 }
-SUGGESTED = "chunk 256"
+SUGGESTED = "auto"
 
 
 def inputs(size: int, width: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,13 +54,13 @@ def extra(form: str) -> float:
 @pytest.mark.parametrize("scale", [14.3, 100.0])
 def test_speed_of_clip_loss_in_tiles(scale: float) -> None:
     setting(f"B={SIZE}, D={WIDTH}, scale {scale}")
-    ratio = compare(FORMS, inputs(SIZE, WIDTH, scale), rounds=5)[SUGGESTED]
-    print(f"  {SUGGESTED}: {ratio:.2f}x; the target is 1.5x, on a quiet machine")
+    for threads, ratios in compare(FORMS, inputs(SIZE, WIDTH, scale), rounds=5).items():
+        print(f"  {SUGGESTED}, {threads}: {ratios[SUGGESTED]:.2f}x; the target is 1.5x")
 
 
 def test_speed_of_plain_clip_loss_on_small_batches() -> None:
     """Where a laptop trains: here the checks of the input, 0.2 ms, are part of the price."""
-    for size in (128, 512, 1024):
+    for size in (128, 512, 1024, 2048):
         setting(f"B={size}, D=128")
         compare(FORMS, inputs(size, 128, 14.3), rounds=40)
 
@@ -70,4 +71,5 @@ def test_clip_loss_in_tiles_takes_less_memory() -> None:
     peak = {form: in_fresh_process(extra, form) for form in FORMS}
     for form in FORMS:
         print(f"  {form:>10}: {peak[form]:6.0f} MiB, 1/{peak['two logits'] / peak[form]:.1f}")
-    assert peak[SUGGESTED] <= peak["two logits"] / 8
+    assert peak[SUGGESTED] <= peak["two logits"] / 4
+    assert peak["chunk 256"] <= peak["two logits"] / 8

@@ -1,18 +1,23 @@
 """Encoders: shapes, masks, and what must not depend on what."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from mmcl_core.encoders import (
     CaptionEncoder,
+    Encoded,
     ImageEncoder,
     ProjectionHead,
     TagEncoder,
     masked_mean,
 )
 from mmcl_core.errors import MMCLError, ShapeError
+from mmcl_core.methods import CLIP
 
 
 @settings(max_examples=10, deadline=None)
@@ -139,3 +144,14 @@ def test_bad_input_is_named(call, message: str) -> None:
     with pytest.raises(MMCLError, match=message):
         call()
     assert issubclass(ShapeError, MMCLError)
+
+
+def test_the_encoder_of_the_api_page_trains() -> None:
+    page = (Path(__file__).parents[2] / "book/reference/api/encoders.md").read_text("utf-8")
+    names = {"torch": torch, "nn": nn, "Encoded": Encoded}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    encoder = names["OneVector"](nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), 7)
+    method = CLIP(encoder, CaptionEncoder(9, width=8), dim=4)
+    batch = {"image": torch.rand(3, 3, 8, 8), "caption": torch.arange(1, 7).view(3, 2)}
+    method(batch)["total"].backward()
+    assert encoder.network[1].weight.grad.abs().sum() > 0

@@ -24,6 +24,7 @@ from mmcl_core.encoders import CaptionEncoder, Encoded, ImageEncoder, Projection
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.grounding import FDTGrounding
 from mmcl_core.methods import CLIP, FDT, GMC, MCT, LateFusion, Method, MoCo
+from mmcl_core.methods.blending import GradientBlending
 from mmcl_core.methods.fdt import Cooling
 from mmcl_core.methods.moco import KeyQueue, MomentumCopy
 from mmcl_core.training import fit
@@ -305,10 +306,6 @@ def test_padding_changes_nothing(form: str) -> None:
 # --- arguments ------------------------------------------------------------------------------------
 
 
-def layer(network: nn.Module | None = None, momentum: float = 0.5) -> MomentumCopy:
-    return MomentumCopy(network or nn.Linear(2, 2), momentum)
-
-
 # Whatever else takes numbers: what builds it, and the arguments it cannot do without.
 OTHERS: dict[type, dict[str, Any]] = {
     FDTGrounding: {"width": 4, "dim": 6},
@@ -321,6 +318,7 @@ OTHERS: dict[type, dict[str, Any]] = {
     ProjectionHead: {"in_dim": 4, "out_dim": 3},
     PictureDecoder: {"dim": 4},
     WordsDecoder: {"dim": 4, "vocabulary": 9},
+    GradientBlending: {"train": {}, "validation": {}, "every": 1},
 }
 # What may be 0; `bias` may be below it, too.
 ZERO = {
