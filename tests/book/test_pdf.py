@@ -8,8 +8,9 @@ from pypdf import PdfReader
 
 from tests.built import HTML, PAGES, file_of, read
 
-# Of TeX, what would be left of a formula that was not rendered.
-TEX = re.compile(r"\\(frac|sum|log|top|mathbb|left|begin|exp)\b")
+DRAWN = (
+    20_000  # bytes: a page of which this much is drawn is not blank, and not read, which is slow
+)
 
 
 @pytest.mark.parametrize(
@@ -36,12 +37,6 @@ def printed() -> PdfReader:
     return PdfReader(pdf.PDF)
 
 
-@pytest.fixture(scope="module")
-def texts(printed: PdfReader) -> list[str]:
-    """The text of each page of the PDF."""
-    return [page.extract_text() for page in printed.pages]
-
-
 def squeezed(text: str) -> str:
     """A text without white space: in a PDF, that is a matter of places."""
     return re.sub(r"\s", "", text)
@@ -61,17 +56,11 @@ def flat(outline) -> list:
 
 
 @pytest.mark.browser
-def test_formulas_are_rendered(texts):
-    # In code, TeX may stand: figures label their axes with it.
-    raw = {hit[0] for text in texts for hit in re.finditer(r"\\[(\[].{0,80}?\\[)\]]", text, re.S)}
-    assert not [formula for formula in raw if TEX.search(formula)]
-
-
-@pytest.mark.browser
-def test_no_page_is_blank(printed, texts):
-    for number, (page, text) in enumerate(zip(printed.pages, texts, strict=True), start=1):
-        shown = text.strip().removesuffix(str(number)).strip()
-        assert shown or "/XObject" in page["/Resources"], f"page {number} shows nothing"
+def test_no_page_is_blank(printed):
+    for number, page in enumerate(printed.pages, start=1):
+        if len(page.get_contents().get_data()) < DRAWN:
+            shown = page.extract_text().strip().removesuffix(str(number)).strip()
+            assert shown or "/XObject" in page["/Resources"], f"page {number} shows nothing"
 
 
 @pytest.mark.browser
