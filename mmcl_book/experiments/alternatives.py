@@ -25,7 +25,7 @@ from mmcl_core.data.augment import paraphrase, with_labels
 from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.shapes import SYNONYMS
 from mmcl_core.errors import MMCLError
-from mmcl_core.evaluation import summary as measures
+from mmcl_core.evaluation import summary
 from mmcl_core.methods import FDT
 from mmcl_core.modules import evaluating
 from mmcl_core.training import fit
@@ -118,7 +118,7 @@ class Judge(nn.Module):
         return {name: head(pooled) for name, head in self.heads.items()}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The mean cross-entropy; `label` is `measures.shape_and_colour`."""
+        """The mean cross-entropy; `label` is `summary.shape_and_colour`."""
         colours = len(VALUES["colour"])
         truth = {"shape": batch["label"] // colours, "colour": batch["label"] % colours}
         logits = self.logits(batch["image"])
@@ -135,7 +135,7 @@ def judge() -> Judge:
         trained = Judge()
         fit(
             trained, data, epochs=JUDGE_EPOCHS, batch_size=64, lr=5e-3,
-            augment=with_labels(data, measures.shape_and_colour(data)), progress=False,
+            augment=with_labels(data, summary.shape_and_colour(data)), progress=False,
         )  # fmt: skip
     return trained.eval()
 
@@ -182,7 +182,7 @@ def drawn(method: MVAE | MMVAE) -> dict[str, float]:
       picture; "error, mean picture": of the mean of the scenes that probes learn from.
     """
     data = one_object()
-    truth = measures.of_the_object(data)
+    truth = summary.of_the_object(data)
     real = data.images.float() / 255
     known = comparison.scenes(comparison.PROBED, small.PROBE_SEEDS[0], objects=(1, 1))
     mean = (known.images.float() / 255).mean(0, keepdim=True)
@@ -239,7 +239,7 @@ def weights_of(method: FDT | CodeCLIP, data: ShapesCaptions) -> dict[str, Tensor
         return fdt.weights_of(method, data)
 
     def read(name: str) -> Tensor:
-        return measures.read_all(method, lambda b: method.histogram(b, name), data, (name,))
+        return summary.read_all(method, lambda b: method.histogram(b, name), data, (name,))
 
     return {name: read(name) for name in comparison.MODALITIES}
 

@@ -28,9 +28,9 @@ from mmcl_core.evaluation import (
     modality_gap,
     pointing_game,
     recall_at_k,
+    summary,
     uniformity,
 )
-from mmcl_core.evaluation import summary as measures
 from mmcl_core.methods import CLIP, FDT, GMC, MCT, SigLIP
 from mmcl_core.methods.fdt import Cooling
 from mmcl_core.training import fit
@@ -203,10 +203,10 @@ def _bags(method: nn.Module) -> dict[str, float]:
 def _probes(method: nn.Module) -> dict[str, float]:
     known, asked = _one_object()
     x, test_x = (embed_all(method, data, ("image",)) for data in (known, asked))
-    after = measures.probe_attributes(x, known, test_x, asked)
+    after = summary.probe_attributes(x, known, test_x, asked)
     before = after
     if "image" in getattr(method, "encoders", {}):
-        before = measures.probes(method, known, asked)
+        before = summary.probes(method, known, asked)
     measured: dict[str, float] = {}
     for name in ATTRIBUTES:
         measured |= {f"probe, {name}": before[name], f"probe after, {name}": after[name]}
@@ -216,7 +216,7 @@ def _probes(method: nn.Module) -> dict[str, float]:
 
 def _told(method: nn.Module) -> dict[str, float]:
     known, asked = _one_object()
-    found = measures.accuracy_by_modalities(method, known, asked, MODALITIES)
+    found = summary.accuracy_by_modalities(method, known, asked, MODALITIES)
     return {
         "told by both": found["image + caption"],
         "told by image": found["image"],

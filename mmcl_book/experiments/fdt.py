@@ -17,8 +17,7 @@ from mmcl_book.experiments import small, structure, tokens
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.groups import first_captions
 from mmcl_core.encoders import CaptionEncoder
-from mmcl_core.evaluation import embed_all, pointing_game
-from mmcl_core.evaluation import summary as measures
+from mmcl_core.evaluation import embed_all, pointing_game, summary
 from mmcl_core.methods import CLIP, FDT
 from mmcl_core.methods.fdt import Cooling, codebook_usage
 from mmcl_core.training import Progress
@@ -223,7 +222,7 @@ def weights_of(method: FDT, data: ShapesCaptions) -> dict[str, Tensor]:
     """How pictures and captions are mixed: float [N, C] of each modality."""
 
     def read(name: str) -> Tensor:
-        return measures.read_all(method, lambda b: method.ground(b, name).weights, data, (name,))
+        return summary.read_all(method, lambda b: method.ground(b, name).weights, data, (name,))
 
     return {name: read(name) for name in method.modalities}
 

@@ -17,8 +17,7 @@ from mmcl_core.data.augment import finder
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
 from mmcl_core.data.shapes import NAMED_AT_DETAIL
 from mmcl_core.errors import MMCLError
-from mmcl_core.evaluation import embed_all
-from mmcl_core.evaluation import summary as measures
+from mmcl_core.evaluation import embed_all, summary
 from mmcl_core.methods import CLIP
 
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -78,12 +77,12 @@ def measure(method: nn.Module) -> dict[str, float]:
     one = (1, 1)
     known = small.scenes(PROBED[0], small.PROBE_SEEDS[0], objects=one)
     asked = small.scenes(PROBED[1], small.PROBE_SEEDS[1], objects=one)
-    before = measures.probes(method, known, asked)
+    before = summary.probes(method, known, asked)
     chance = {f"{name} chance": before[f"{name}_chance"] for name in ATTRIBUTES}
     measured = {f"{name} before": before[name] for name in ATTRIBUTES} | chance
     if isinstance(method, CLIP):
         x, test_x = (embed_all(method, data, ("image",)) for data in (known, asked))
-        after = measures.probe_attributes(x, known, test_x, asked)
+        after = summary.probe_attributes(x, known, test_x, asked)
         measured |= {f"{name} after": after[name] for name in ATTRIBUTES}
     return measured
 
@@ -97,7 +96,7 @@ def run(
 
 def _supervised(seed: int) -> Supervised:
     data = small.scenes(small.PAIRS, seed, objects=(1, 1))
-    labels = measures.of_the_object(data)
+    labels = summary.of_the_object(data)
     torch.manual_seed(seed)
     method, find = Supervised(), finder(data)
 

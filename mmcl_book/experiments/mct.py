@@ -22,8 +22,14 @@ from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import Augment, compose, crop, finder, paraphrase
 from mmcl_core.data.drawing import ATTRIBUTES
 from mmcl_core.errors import MMCLError
-from mmcl_core.evaluation import alignment, embed_all, modality_gap, recall_at_k, uniformity
-from mmcl_core.evaluation import summary as measures
+from mmcl_core.evaluation import (
+    alignment,
+    embed_all,
+    modality_gap,
+    recall_at_k,
+    summary,
+    uniformity,
+)
 from mmcl_core.evaluation.summary import read_all
 from mmcl_core.methods import MCT
 from mmcl_core.training import fit
@@ -214,9 +220,9 @@ def _probes(method: nn.Module) -> dict[str, float]:
         small.scenes(n, seed, objects=(1, 1))
         for n, seed in zip(PROBED, small.PROBE_SEEDS, strict=True)
     )
-    before = measures.probes(method, known, asked)
+    before = summary.probes(method, known, asked)
     x, test_x = (embed_all(method, data, ("image",)) for data in (known, asked))
-    after = measures.probe_attributes(x, known, test_x, asked)
+    after = summary.probe_attributes(x, known, test_x, asked)
     measured: dict[str, float] = {}
     for name in ATTRIBUTES:
         measured |= {f"{name} before": before[name], f"{name} after": after[name]}

@@ -23,8 +23,7 @@ from mmcl_core.batches import Batch
 from mmcl_core.checkpoints import History
 from mmcl_core.data.augment import crop
 from mmcl_core.errors import MMCLError
-from mmcl_core.evaluation import alignment, cone, embed_all, recall_at_k, uniformity
-from mmcl_core.evaluation import summary as measures
+from mmcl_core.evaluation import alignment, cone, embed_all, recall_at_k, summary, uniformity
 from mmcl_core.losses import info_nce
 from mmcl_core.methods import MoCo
 from mmcl_core.methods.moco import MomentumCopy, Tower
@@ -199,7 +198,7 @@ def measure(trained: Trained) -> dict[str, float]:
     measured = quality(method, small.TEST_SEED)
     known = small.scenes(PROBED[0], small.PROBE_SEEDS[0], objects=(1, 1))
     asked = small.scenes(PROBED[1], small.PROBE_SEEDS[1], objects=(1, 1))
-    told = measures.probes(method, known, asked)
+    told = summary.probes(method, known, asked)
     measured |= {name.replace("_", " "): value for name, value in told.items()}
     if history is None:
         return measured

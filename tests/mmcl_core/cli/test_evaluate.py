@@ -7,7 +7,7 @@ import pytest
 
 from mmcl_core.cli.runs import read_run
 from mmcl_core.data import CaptionFolder
-from mmcl_core.evaluation import summary as measures
+from mmcl_core.evaluation import summary
 from mmcl_core.training import load_checkpoint
 from tests import ROOT
 from tests.mmcl_core.cli.helpers import SHAPES, SMALL, draw_folder, write_captions
@@ -35,7 +35,7 @@ def test_a_folder_trains_and_is_measured(run, tmp_path, monkeypatch) -> None:
     data = CaptionFolder(other, size=24, tokenizer=train.tokenizer)
     method = read_run(out).recipe(train, 4).method
     load_checkpoint(out / "checkpoint.pt", method)
-    assert found["recall"]["values"] == measures.recall(method, data)
+    assert found["recall"]["values"] == summary.recall(method, data)
 
     # A caption more in the folder: the words stay those of the run.
     with open(folder / "captions.txt", "a") as file:

@@ -7,7 +7,7 @@ from torch import Tensor
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
 from mmcl_core.errors import DataError
-from mmcl_core.evaluation import summary as measures
+from mmcl_core.evaluation import summary
 from mmcl_core.methods import FDT
 
 
@@ -21,7 +21,7 @@ def test_chance_of_recall_is_that_of_random_embeddings() -> None:
             def embed(self, batch: dict[str, Tensor], drawn=generator) -> Tensor:
                 return torch.randn(len(next(iter(batch.values()))), 16, generator=drawn)
 
-        found.append(measures.recall(Random(), data, ks=(1, 5, 100)))
+        found.append(summary.recall(Random(), data, ks=(1, 5, 100)))
     assert found[0].keys() == {
         f"{name}@{k}" for name in ("image_to_caption", "caption_to_image", "chance") for k in (1, 5)
     }
@@ -44,7 +44,7 @@ def test_codebook_is_counted_over_all_samples() -> None:
         codebook_size=16,
         grounding_temperature=50.0,
     )
-    found = measures.codebook(method, data)
+    found = summary.codebook(method, data)
     with torch.no_grad():
         weights = method.eval().ground(data.batch(range(50)), "caption").weights
     assert found["caption_used"] == (weights > 1e-9).any(0).sum()
@@ -53,10 +53,10 @@ def test_codebook_is_counted_over_all_samples() -> None:
 
 def test_classes_need_one_object() -> None:
     scenes = ShapesCaptions(20, seed=9, size=24, objects=(1, 1))
-    labels = measures.shape_and_colour(scenes)
-    assert labels.max() < measures.CLASSES == 36
+    labels = summary.shape_and_colour(scenes)
+    assert labels.max() < summary.CLASSES == 36
     shape, colour = scenes.attributes["shape"][:, 0], scenes.attributes["colour"][:, 0]
     assert torch.equal(labels // 6, shape)
     assert torch.equal(labels % 6, colour)
     with pytest.raises(DataError, match="one object each, got up to 3"):
-        measures.shape_and_colour(ShapesCaptions(20, seed=9, size=24))
+        summary.shape_and_colour(ShapesCaptions(20, seed=9, size=24))

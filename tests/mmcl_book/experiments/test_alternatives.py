@@ -10,7 +10,6 @@ from mmcl_book.methods import MMVAE, MVAE, CodeCLIP
 from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.shapes import SYNONYMS
 from mmcl_core.errors import MMCLError
-from mmcl_core.evaluation import summary as measures
 from mmcl_core.evaluation.summary import shape_and_colour
 from mmcl_core.methods import FDT
 from tests.tiny import Few, shrink
@@ -29,7 +28,7 @@ def few(monkeypatch):
     monkeypatch.setattr(comparison, "BAGS", 20)
     monkeypatch.setattr(comparison, "ShapesCaptions", Few)
     # All classes of the test scenes are among those few to train on.
-    monkeypatch.setattr(measures, "shape_and_colour", lambda data: shape_and_colour(data) % 4)
+    monkeypatch.setattr(summary, "shape_and_colour", lambda data: shape_and_colour(data) % 4)
     monkeypatch.setattr(alternatives, "JUDGE_EPOCHS", 1)
     alternatives.judge.cache_clear()
     yield

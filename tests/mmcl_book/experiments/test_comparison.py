@@ -10,8 +10,7 @@ from mmcl_book.experiments import comparison, small, structure, tokens
 from mmcl_book.methods import FDTGMC, MoCoCLIP
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.errors import MMCLError
-from mmcl_core.evaluation import embed_all, linear_probe, pointing_game
-from mmcl_core.evaluation import summary as measures
+from mmcl_core.evaluation import embed_all, linear_probe, pointing_game, summary
 from mmcl_core.methods import CLIP, FDT, GMC, MCT, SigLIP
 from mmcl_core.training import fit
 from tests.tiny import Few, mean_recall, said, shrink
@@ -151,7 +150,7 @@ def test_probes_read_features_before_the_head_and_embeddings_after_it(few, data)
     method = comparison.new("CLIP", data, 0).eval()
     measured = comparison._probes(method)
     known, asked = comparison._one_object()
-    y, test_y = (measures.of_the_object(of)["size"] for of in (known, asked))
+    y, test_y = (summary.of_the_object(of)["size"] for of in (known, asked))
     with torch.no_grad():
         images = [of.batch(range(len(of)))["image"] for of in (known, asked)]
         before = [method.encoders["image"](each).pooled for each in images]
