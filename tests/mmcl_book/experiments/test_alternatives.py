@@ -10,6 +10,7 @@ from mmcl_book.methods import MMVAE, MVAE, CodeCLIP
 from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.shapes import SYNONYMS
 from mmcl_core.errors import MMCLError
+from mmcl_core.evaluation import summary
 from mmcl_core.evaluation.summary import shape_and_colour
 from mmcl_core.methods import FDT
 from tests.tiny import Few, shrink
