@@ -508,7 +508,7 @@ def test_experiments_are_found_and_imported_one_by_one() -> None:
     )
     done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True)
     assert set(done.stdout.split()) == {
-        f"mmcl_book.experiments.{m}" for m in ("small", "gap", "noise")
+        f"mmcl_book.experiments.{m}" for m in ("small", "gap", "noise", "unseen_words")
     }
 
 
