@@ -29,7 +29,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 NOTEBOOK_SECONDS = 3600  # for one cell, against one that hangs
 
 UNIT = ["-m", "not browser", "--durations=5"]
-# The tests that compute, for `numerics`. Those of the command line are about files and words.
+# The tests that compute, for `numerics`. Those left out are about files and words.
 NUMERIC = [
     "tests/mmcl_core",
     "tests/mmcl_book/methods",

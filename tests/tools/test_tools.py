@@ -36,6 +36,8 @@ def packages(tmp_path, monkeypatch):
     lock(folder, hashlib.sha512((folder / "thing.tgz").read_bytes()).digest())
     monkeypatch.setattr(vendor, "FILES", {"thing/dist/a.js": "a.js", "thing/dist/fonts": "fonts"})
     monkeypatch.setenv("npm_config_offline", "true")
+    # One of its own: npm would find in its cache what another test has made in the same second.
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "cache"))
     return folder
 
 
