@@ -32,7 +32,7 @@ from mmcl_book import experiments
 from mmcl_book.records.fingerprint import ROOT, fingerprint
 from mmcl_book.records.reading import Record, RecordError, load_record
 from mmcl_core import __version__
-from mmcl_core.errors import MMCLError
+from mmcl_core.errors import MMCLError, check_count
 from mmcl_core.files import write_whole
 
 SEEDS = tuple(range(5))  # of the records of the book
@@ -89,7 +89,7 @@ def make_record(
         RecordError: `out` holds something else, or further seeds.
     """
     out = Path(out)
-    record = _nothing_yet(name, list(seeds), out)
+    record = _nothing_yet(name, seeds, out)
     partial = out.with_name(f"{out.name}.partial")
     known = None if fresh else _usable(partial, record, say)
     if known is None and not fresh:
@@ -180,7 +180,7 @@ def planned(name: str, seeds: Sequence[int], out: str | Path) -> tuple[int, floa
     The seconds are those of the runs in `out`, also where it is stale; 0 where there are none.
     """
     out = Path(out)
-    record = _nothing_yet(name, list(seeds), out)
+    record = _nothing_yet(name, seeds, out)
     for path in (out.with_name(f"{out.name}.partial"), out):
         if known := _usable(path, record, lambda _: None):
             _take_over(known, record, lambda _: None)
@@ -195,9 +195,10 @@ def _run(record: Record, condition: str, seed: int) -> dict[str, float]:
     return _checked(module.run(seed, **module.CONDITIONS[condition]), record, condition, seed)
 
 
-def _nothing_yet(name: str, seeds: list[int], out: Path) -> Record:
+def _nothing_yet(name: str, seeds: Sequence[int], out: Path) -> Record:
     """The record before the first run."""
     module = experiment(name)
+    seeds = [check_count("each of the seeds", seed, 0) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise MMCLError(f"expected some seeds, each once; got {seeds}")
     if out.is_dir():

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import records as tool
 
@@ -510,6 +511,17 @@ def test_experiments_are_found_and_imported_one_by_one() -> None:
     assert set(done.stdout.split()) == {
         f"mmcl_book.experiments.{m}" for m in ("small", "gap", "noise", "unseen_words")
     }
+
+
+def test_seeds_from_numpy_are_whole_numbers(fake) -> None:
+    """They stand in the file as others do; bug report 1."""
+    record = make_record("fake", np.arange(2), "out.json", lambda _: None)
+    assert record.seeds == [0, 1]
+    assert load_record(Path("out.json")).results == record.results
+    for seeds in ([0, True], [0.5], [-1], ["0"]):
+        with pytest.raises(MMCLError, match="each of the seeds"):
+            make_record("fake", seeds, "other.json", lambda _: None)
+    assert not Path("other.json").exists()
 
 
 def test_what_is_planned_is_what_is_run(fake, edit) -> None:
