@@ -94,12 +94,18 @@ class Record:
     """What an experiment gave, for each of its conditions and each seed."""
 
     experiment: str
-    command: str
+    command: str  # by which it was made, with the names of that day
     made: dict[str, Any]  # date, commit, python, versions, machines, code (a fingerprint)
     conditions: dict[str, dict[str, Any]]  # name: configuration
     seeds: list[int]
     results: dict[str, dict[int, dict[str, float]]]  # condition: seed: measure: value
     seconds: dict[str, dict[int, float]]  # condition: seed: of that run
+
+    @property
+    def again(self) -> str:
+        """The command that makes such a record today: what a reader can type."""
+        seeds = " ".join(map(str, self.seeds))
+        return f"python -m mmcl_book record {self.experiment} --seeds {seeds}"
 
     def measures(self, condition: str) -> list[str]:
         """The names of what was measured.
@@ -209,7 +215,7 @@ class Record:
             raise RecordError(
                 f"{self.experiment}, {condition}: the live run disagrees with the record in "
                 f"{'; '.join(outside)}. The record is stale, or this machine computes something "
-                f"else: `make records`, or {self.command}"
+                f"else: `make records`, or {self.again}"
             )
 
     def missing(self) -> list[tuple[str, int]]:
@@ -221,7 +227,7 @@ class Record:
         seconds = [value for of in self.seconds.values() for value in of.values()]
         versions = ("python", "mmcl_core", "torch", "numpy", "scikit-learn")
         return {
-            "command": self.command,
+            "command": self.again,
             "seeds": ", ".join(map(str, self.seeds)),
             "runs": f"{len(seconds)}, of {len(self.conditions)} conditions; "
             f"{sum(seconds) / 60:.1f} minutes in all",

@@ -113,9 +113,19 @@ def test_a_record_has_what_was_run(fake) -> None:
         "python -m mmcl_book record fake --seeds 4 0 --out book/records/fake.json"
     )
     for shown in (repr(made), made._repr_html_()):
-        for part in (made.command, "4, 0", "4, of 2 conditions", made.made["torch"], "threads: "):
+        for part in (made.again, "4, 0", "4, of 2 conditions", made.made["torch"], "threads: "):
             assert part in shown
     assert made._repr_html_().startswith('<table class="record">')
+
+
+@pytest.mark.parametrize("name", recording.EXPERIMENTS)
+def test_the_command_that_a_page_shows_can_be_typed(name) -> None:
+    """Older records were made by commands that are gone."""
+    record = load_record(ROOT / "book" / "records" / f"{name}.json")
+    shown = record.provenance()["command"].split()
+    assert shown[:3] == ["python", "-m", "mmcl_book"]
+    args = program.parser().parse_args(shown[3:])
+    assert (args.name, args.seeds) == (name, record.seeds)
 
 
 def test_no_absolute_path_gets_into_a_record(fake, tmp_path) -> None:
