@@ -7,7 +7,7 @@ reads the tokens of the very same encoder.
 
 from collections.abc import Mapping
 from numbers import Integral
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -67,22 +67,31 @@ class ImageEncoder(nn.Module):
     """A stem of strided convolutions, then transformer blocks over the patches.
 
     Three convolutions, each halving the side, make one token of every 8 x 8 pixels; a 48-pixel
-    picture has 36 tokens. The pooled vector is the maximum over the tokens, channel by channel:
-    "is it anywhere?" rather than "how much of it is there?", so that small objects count as much
-    as large ones. Norms are over groups of channels, never over the batch: samples do not see
-    each other, so that several processes give what one gives.
+    picture has 36 tokens. Norms are over groups of channels, never over the batch: samples do not
+    see each other, so that several processes give what one gives.
 
     Args:
         size: side of the square pictures, a multiple of 8.
         width: width F of tokens and pooled vector, a multiple of 32.
         depth: number of transformer blocks.
         heads: attention heads in each block.
+        pool: how the tokens become one vector. "max": channel by channel, "is it anywhere?", so
+            that small objects count as much as large ones; "mean": "how much of it is there?";
+            "cls": one more token, which is learned and looks at the others, as in published CLIP.
     """
 
     patch = 8
 
-    def __init__(self, *, size: int = 48, width: int = 128, depth: int = 1, heads: int = 4) -> None:
+    def __init__(
+        self, *, size: int = 48, width: int = 128, depth: int = 1, heads: int = 4,
+        pool: Literal["max", "mean", "cls"] = "max",
+    ) -> None:  # fmt: skip
         super().__init__()
+        if pool not in ("max", "mean", "cls"):
+            raise MMCLError(f"pool must be 'max', 'mean' or 'cls'; got {pool!r}")
+        if pool == "cls" and not depth:
+            raise MMCLError("pool 'cls' needs a block that looks at the tokens; got depth 0")
+        self.pool = pool
         self.size, self.width = size, width = check_count("size", size), check_count("width", width)
         if size % self.patch:
             raise MMCLError(f"size must be a positive multiple of {self.patch}; got {size}")
@@ -107,6 +116,7 @@ class ImageEncoder(nn.Module):
             Block(width, heads) for _ in range(check_count("depth", depth, least=0))
         )
         self.norm = nn.LayerNorm(width)
+        self.cls = nn.Parameter(torch.randn(width)) if pool == "cls" else None
 
     def forward(self, images: Tensor) -> Encoded:
         """Pictures float [B, 3, size, size] in [0, 1] -> `Encoded` with N = (size / 8)^2 tokens.
@@ -122,10 +132,14 @@ class ImageEncoder(nn.Module):
         images = images.to(self.position.dtype)  # of a model in half or double precision
         grid = self.stem(2 * images - 1)  # [B, F, size / 8, size / 8]
         x = grid.flatten(2).transpose(1, 2) + self.position
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        return Encoded(x.amax(dim=1), x, x.new_ones(x.shape[:2], dtype=torch.bool))
+        first, x = x[:, 0], x[:, self.cls is not None :]
+        pooled = first if self.cls is not None else x.amax(1) if self.pool == "max" else x.mean(1)
+        return Encoded(pooled, x, x.new_ones(x.shape[:2], dtype=torch.bool))
 
 
 class CaptionEncoder(nn.Module):

@@ -38,6 +38,26 @@ def test_image_encoder_shapes(size: int, width: int, depth: int, b: int) -> None
     torch.testing.assert_close(pooled, tokens.amax(dim=1))
 
 
+def test_pooling_of_pictures() -> None:
+    """One set of weights, three ways to make one vector of the patches."""
+    images, encoders = torch.rand(3, 3, 32, 32), {}
+    for pool in ("max", "mean", "cls"):
+        torch.manual_seed(0)
+        encoders[pool] = ImageEncoder(size=32, width=32, pool=pool)
+    most, mean, cls = (encoder(images) for encoder in encoders.values())
+    torch.testing.assert_close(mean.tokens, most.tokens)
+    torch.testing.assert_close(most.pooled, most.tokens.amax(1))
+    torch.testing.assert_close(mean.pooled, most.tokens.mean(1))
+    assert cls.tokens.shape == most.tokens.shape  # the patches alone, as FDT takes them
+    assert cls.mask.shape == (3, 16)
+    # The class token reads the patches: a change in any of them changes it, and its own weights do.
+    patch = images.clone()
+    patch[:, :, 24:, 24:] = 0
+    assert ((encoders["cls"](patch).pooled - cls.pooled).norm(dim=1) > 1e-4).all()
+    encoders["cls"].cls.data.mul_(-1)
+    assert ((encoders["cls"](images).pooled - cls.pooled).norm(dim=1) > 1e-4).all()
+
+
 def test_image_tokens_go_row_by_row_from_the_top_left() -> None:
     """With no blocks a token sees little more than its own patch: changing the patch in row 1,
     column 4 moves token 1 * 6 + 4 most."""
@@ -106,6 +126,8 @@ def test_masked_mean_against_a_loop() -> None:
 def test_every_parameter_is_trained() -> None:
     encoders = [
         (ImageEncoder(), torch.rand(2, 3, 48, 48)),
+        (ImageEncoder(pool="mean"), torch.rand(2, 3, 48, 48)),
+        (ImageEncoder(pool="cls"), torch.rand(2, 3, 48, 48)),
         (CaptionEncoder(9), torch.tensor([[1, 3, 4, 5, 6, 7, 8, 2]])),
         (TagEncoder(3), torch.ones(2, 3)),
         (ProjectionHead(8, 4, hidden=6), torch.randn(5, 8)),
@@ -124,6 +146,8 @@ def test_every_parameter_is_trained() -> None:
     [
         (lambda: ImageEncoder(size=50), "multiple of 8; got 50"),
         (lambda: ImageEncoder(width=30), "multiple"),
+        (lambda: ImageEncoder(pool="sum"), "'max', 'mean' or 'cls'; got 'sum'"),
+        (lambda: ImageEncoder(pool="cls", depth=0), "needs a block"),
         (lambda: CaptionEncoder(9, width=30), "multiple"),
         (
             lambda: ImageEncoder()(torch.rand(2, 3, 32, 32)),

@@ -88,6 +88,22 @@ def test_same_seed_same_bytes_on_every_machine() -> None:
     assert not torch.equal(lab.images, ShapesCaptions(64, seed=4).images)
 
 
+def test_stripes_do_not_look_like_a_chessboard() -> None:
+    """Along a diagonal a stripe goes on; across it, it ends: also in small pictures."""
+    n = 64
+    everywhere = {"shape": 1, "colour": 0, "size": 1, "texture": 1, "position": 0}
+    lab = ShapesCaptions(
+        n, seed=0, size=32, objects=(1, 1),
+        attributes={name: np.full((n, 1), value) for name, value in everywhere.items()},
+    )  # fmt: skip
+    red = lab.images[:, 0].double()
+    inside = lab.masks(range(n))[:, 0] > 0.99
+    inside = inside[:, 1:-1, 1:-1]
+    along = (red[:, 1:-1, 1:-1] - red[:, 2:, :-2]).abs()[inside].mean()
+    across = (red[:, 1:-1, 1:-1] - red[:, 2:, 2:]).abs()[inside].mean()
+    assert across > 4 * along  # of a chessboard, both are 0
+
+
 def test_captions_are_those_from_before_parts_could_be_left_out() -> None:
     """Recorded at 690f400, when there was no `without`."""
     lab, digest = ShapesCaptions(64), hashlib.sha256()
