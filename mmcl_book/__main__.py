@@ -5,7 +5,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mmcl_book.records.making import EXPERIMENTS, SEEDS, confirm_record, make_record
+from mmcl_book.records.making import (
+    EXPERIMENTS,
+    TRIAL_SEEDS,
+    confirm_record,
+    make_record,
+    seeds_of,
+)
 from mmcl_core.cli.options import seed
 from mmcl_core.errors import MMCLError
 
@@ -15,7 +21,8 @@ RECORD = """\
 Trains and measures what a chapter of the book shows, under all its conditions
 and with each seed. The record holds the results, and what they were made with.
 Each finished run is kept in FILE.partial: after Ctrl-C, the same command goes on.
-Runs are kept as long as the code and the versions that they depend on are."""
+Runs are kept as long as the code and the versions that they depend on are. Some
+experiments also keep the weights of trained models, beside FILE."""
 
 EXAMPLES = f"""\
 examples:
@@ -46,13 +53,20 @@ def parser() -> argparse.ArgumentParser:
         type=seed,
         metavar="N",
         nargs="+",
-        help="each condition is run once with each; intervals need two or more. Default: "
-        f"{' '.join(map(str, SEEDS))}.",
+        help="each condition is run once with each; intervals need two or more. Default: those of "
+        f"the experiment; of --trials {' '.join(map(str, TRIAL_SEEDS))}.",
     )
     add(
         "--out",
         metavar="FILE",
-        help="where to put the record; JSON. Default: book/records/NAME.json.",
+        help="where to put the record; JSON. Default: book/records/NAME.json; of --trials "
+        "book/records/trials/NAME.json.",
+    )
+    add(
+        "--trials",
+        action="store_true",
+        help="run the settings that each method is chosen from, on scenes and with seeds of their "
+        "own, in place of the conditions.",
     )
     add(
         "--fresh",
@@ -74,18 +88,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, 2 after an error, 130 after Ctrl-C."""
     args = parser().parse_args(argv)
     say = (lambda _: None) if args.quiet else _say
-    out = args.out or f"book/records/{args.name}.json"
+    out = args.out or f"book/records/{'trials/' if args.trials else ''}{args.name}.json"
     try:
-        if args.confirm and (args.fresh or args.seeds):
+        if args.confirm and (args.fresh or args.seeds or args.trials):
             raise MMCLError(
-                "--confirm runs the first seed of the record: leave out --fresh, --seeds"
+                "--confirm runs the first seed of the record: leave out --fresh, --seeds, --trials"
             )
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise MMCLError("record runs in one process: start it without torchrun")
         if args.confirm:
             record = confirm_record(args.name, out, say)
         else:
-            record = make_record(args.name, args.seeds or SEEDS, out, say, fresh=args.fresh)
+            seeds = args.seeds or (TRIAL_SEEDS if args.trials else seeds_of(args.name))
+            record = make_record(args.name, seeds, out, say, fresh=args.fresh, trials=args.trials)
     except KeyboardInterrupt:
         if args.confirm:
             _say(f"stopped; {out} is as it was")

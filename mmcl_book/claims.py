@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mmcl_book.experiments.protocol import Better
+from mmcl_book.records import Comparison, Interval, Record, compare
 from mmcl_core.errors import MMCLError
 
 
@@ -67,32 +69,101 @@ class Claim:
         return self.claim, self.measure, result, self.bound, str(self.seeds), self.verdict
 
 
-HEADER = ("claim", "measure", "result", "threshold", "seeds", "verdict")
+class Table:
+    """Rows with a verdict at their end: HTML in a notebook or page, plain text elsewhere."""
 
+    header: tuple[str, ...]
 
-class ClaimTable:
-    """The claims as a table: HTML in a notebook or page, plain text elsewhere."""
-
-    def __init__(self, claims: Sequence[Claim]) -> None:
-        self.claims = tuple(claims)
+    def __init__(self, rows: Sequence[tuple[str, ...]]) -> None:
+        self.rows = tuple(rows)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th scope='col'>{name}</th>" for name in HEADER)
+        head = "".join(f"<th scope='col'>{name}</th>" for name in self.header)
         rows = "".join(
-            f"<tr class='{c.verdict.lower().replace(' ', '-')}'>"
-            + "".join(f"<td>{escape(cell)}</td>" for cell in c.cells)
+            f"<tr class='{row[-1].lower().replace(' ', '-')}'>"
+            + "".join(f"<td>{escape(cell)}</td>" for cell in row)
             + "</tr>"
-            for c in self.claims
+            for row in self.rows
         )
         return f"<table class='claims'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
     def __repr__(self) -> str:
-        rows = [HEADER, *(c.cells for c in self.claims)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+        rows = [self.header, *self.rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.header))]
         lines = (
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows
         )
         return "\n".join(line.rstrip() for line in lines)
+
+
+class ClaimTable(Table):
+    """The claims, each with its verdict."""
+
+    header = ("claim", "measure", "result", "threshold", "seeds", "verdict")
+
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        super().__init__([claim.cells for claim in claims])
+
+
+class BetterTable(Table):
+    """Claims against the best simple rival: what was measured, and how it was chosen."""
+
+    header = ("claim", "measure", "method", "best rival", "difference", "seeds", "verdict")
+
+    def __init__(self, found: Sequence[Comparison]) -> None:
+        super().__init__([_cells(each) for each in found])
+
+
+def _cells(found: Comparison) -> tuple[str, ...]:
+    def measured(name: str, value: Interval, tried: int) -> str:
+        chosen = f"; the best of {tried} settings" if tried > 1 else ""
+        return f"{name}: {_between(value)}{chosen}"
+
+    better, (own, others) = found.better, found.tried
+    return (
+        better.says,
+        better.measure,
+        measured(better.method, found.ours, own),
+        measured(found.rival, found.theirs, others),
+        f"{_between(found.difference)}; claimed ≥ {better.by:.2f}",
+        str(found.seeds),
+        "holds" if found.holds else "does not hold",
+    )
+
+
+def _between(value: Interval) -> str:
+    return f"{value.mean:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def better_table(record: Record, claims: Sequence[Better]) -> BetterTable:
+    """What a record says of claims against the best simple rival, whether they hold or not.
+
+    Raises:
+        RecordError: the record has no such condition or measure.
+    """
+    return BetterTable([compare(record, claim) for claim in claims])
+
+
+def better_claims(record: Record, claims: Sequence[Better]) -> list[Claim]:
+    """The same as claims that must hold, for `check_claims`.
+
+    The result is the lower end of the difference over the seeds. Where the two intervals meet, it
+    is instead how far they do, a negative number, so that the claim fails.
+
+    Raises:
+        RecordError: the record has no such condition or measure.
+    """
+    found = [compare(record, claim) for claim in claims]
+    return [
+        Claim(
+            each.better.says,
+            f"{each.better.measure}: {each.better.method} above {each.rival}, lower end",
+            each.difference.low if each.apart > 0 else min(each.apart, each.difference.low),
+            at_least=each.better.by,
+            seeds=each.seeds,
+        )
+        for each in found
+    ]
 
 
 def check_claims(claims: Sequence[Claim]) -> None:

@@ -19,6 +19,8 @@ import yaml
 from jupytext.myst import myst_to_notebook
 from plain_markdown import Book, Page, convert_inline, load_references
 
+from mmcl_book.records.weights import file_of
+
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN = {"hide-input", "remove-input", "hide-cell", "remove-cell"}
 
@@ -38,6 +40,9 @@ FETCH = """\
 from mmcl_book.records import fetch_record
 """
 READ_RECORD = re.compile(r"""\bread_record\(\s*(?:(["'])(?P<name>[^"']+)\1)?""")
+READ_WEIGHTS = re.compile(
+    r"""\bread_weights\(\s*(?:"(?P<name>[^"]+)",\s*"(?P<condition>[^"]+)")?"""
+)
 
 
 def read_chapter(path: Path) -> Any:
@@ -65,6 +70,8 @@ def convert(page: Page, chapter: Any) -> list[Any]:
             continue
         if any(found["name"] is None for found in READ_RECORD.finditer(cell.source)):
             page.problem(line, 'read_record takes the name itself, as in read_record("gap")')
+        if any(found["name"] is None for found in READ_WEIGHTS.finditer(cell.source)):
+            page.problem(line, 'read_weights takes names, as in read_weights("gmc", "GMC", model)')
         caption = figure_caption(page, metadata.pop("mystnb", {}).get("figure"))
         if page.solution or HIDDEN & set(metadata.get("tags", [])):
             # Colab's and Jupyter's own ways to fold the code of a cell.
@@ -93,6 +100,12 @@ def install_cell(cells: list[Any], book: Book) -> Any:
     if records:
         urls = {name: book.file(f"book/records/{name}.json") for name in records}
         source += FETCH + "".join(f'\nfetch_record("{name}", "{urls[name]}")' for name in records)
+    found = {(of["name"], of["condition"]) for of in READ_WEIGHTS.finditer(code) if of["name"]}
+    if found:
+        source += "\nfrom mmcl_book.records import fetch_weights\n"
+    for name, condition in sorted(found):
+        place = file_of(Path("book/records", f"{name}.json"), condition).as_posix()
+        source += f'\nfetch_weights("{name}", "{condition}", "{book.file(place)}")'
     return nbformat.v4.new_code_cell(source)
 
 

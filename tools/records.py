@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from mmcl_book.records.making import EXPERIMENTS, SEEDS, planned
+from mmcl_book.records.making import EXPERIMENTS, planned, seeds_of
 from mmcl_core.errors import MMCLError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,14 +23,16 @@ ALONE = {"scaling"}  # its seconds are those of processes that have the machine 
 
 
 def command(name: str) -> list[str]:
-    """What makes one record, with `SEEDS`; run in the root."""
-    options = ["--seeds", *map(str, SEEDS), "--out", f"book/records/{name}.json"]
+    """What makes one record, with its seeds; run in the root."""
+    options = ["--seeds", *map(str, seeds_of(name)), "--out", f"book/records/{name}.json"]
     return [sys.executable, "-m", "mmcl_book", "record", name, *options]
 
 
 def plan(names: list[str]) -> list[str]:
     """Print what there is to run, and return the names, the longest first and `ALONE` last."""
-    runs = {name: planned(name, SEEDS, ROOT / f"book/records/{name}.json") for name in names}
+    runs = {
+        name: planned(name, seeds_of(name), ROOT / f"book/records/{name}.json") for name in names
+    }
     print(f"{'record':14} runs   about")
     for name, (count, seconds) in runs.items():
         print(f"{name:14} {count:4} {seconds / 60:4.0f} min")

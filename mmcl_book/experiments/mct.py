@@ -36,7 +36,7 @@ from mmcl_core.training import fit
 
 SCENES, EPOCHS, DETAIL = 1800, 6, 1
 BATCH, QUEUE, LR = 16, 256, 2e-3
-WEIGHTS = {"image": 0.2, "tags": 0.5, "caption": 0.2}  # of terms that are on
+TERMS = {"image": 0.2, "tags": 0.5, "caption": 0.2}  # of terms that are on
 BETWEEN = ("image_to_caption", "caption_to_image")
 PROBED = (1000, 1000)  # one-object scenes that a probe learns from, and is tested on
 NEAREST = 5  # neighbours of a picture that are looked at
@@ -44,7 +44,7 @@ NEAREST = 5  # neighbours of a picture that are looked at
 
 def named(terms: Sequence[str]) -> str:
     """The name of the condition in which these terms are on, beside those between."""
-    return " + ".join(["between", *(term for term in WEIGHTS if term in terms)])
+    return " + ".join(["between", *(term for term in TERMS if term in terms)])
 
 
 CHOICES = [[], ["image"], ["tags"], ["caption"], ["image", "tags"], ["image", "caption"],
@@ -52,7 +52,7 @@ CHOICES = [[], ["image"], ["tags"], ["caption"], ["image", "tags"], ["image", "c
 CONDITIONS: dict[str, dict[str, Any]] = {
     "CLIP": {"method": "clip"},
     **{named(terms): {"terms": terms} for terms in CHOICES},
-    "within only": {"terms": [*WEIGHTS], "between": False},
+    "within only": {"terms": [*TERMS], "between": False},
     "image x 1": {"terms": ["image"], "weights": {"image": 1.0}},
     "drawn again": {"terms": ["image"], "view": "again"},
 }
@@ -77,17 +77,17 @@ def new_mct(
         data: what it will be trained on.
         seed: of the weights and of the random keys in its queues.
         terms: of "image", "tags" and "caption", those that are on.
-        weights: of these terms; those not named have `WEIGHTS`.
+        weights: of these terms; those not named have `TERMS`.
         between: whether the two terms between the modalities are on.
     """
-    full = {term: w for term, w in (WEIGHTS | dict(weights or {})).items() if term in terms}
+    full = {term: w for term, w in (TERMS | dict(weights or {})).items() if term in terms}
     full |= dict.fromkeys(BETWEEN, float(between))
     torch.manual_seed(seed)
     return MCT(
         small.image_encoder(),
         small.caption_encoder(data),
         tags=data.tags.shape[1] if "tags" in terms else 0,
-        weights=dict.fromkeys(WEIGHTS.keys() - {"tags"}, 0.0) | full,
+        weights=dict.fromkeys(TERMS.keys() - {"tags"}, 0.0) | full,
         dim=small.DIM,
         queue=QUEUE,
         inter_temperature=0.05,

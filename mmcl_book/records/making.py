@@ -6,6 +6,14 @@ An experiment is a module with two names:
 - `run(seed, **config)`: trains, measures, and returns the measures by name. It seeds torch's
   generator itself, and does not read `CONDITIONS`.
 
+And, where they are needed (`experiments/protocol.py`):
+
+- `SEEDS`: those of its record, where they are not the `SEEDS` below;
+- `TRIALS`: method -> `Trials`, the settings to choose from; `run` on other scenes with other seeds;
+- `BETTER`: the claims against the best simple rival, written down before the record is made;
+- `WEIGHTS`: the conditions whose model of the first seed is kept beside the record, by
+  `trained(seed, **config)`, which returns the module that `run` measures.
+
 It is ours: papermill and DVC run a step as a whole, and know no seeds of conditions to go on with.
 """
 
@@ -18,7 +26,7 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,6 +37,8 @@ from typing import Any
 import torch
 
 from mmcl_book import experiments
+from mmcl_book.experiments.protocol import Trials
+from mmcl_book.records import weights
 from mmcl_book.records.fingerprint import ROOT, fingerprint
 from mmcl_book.records.reading import Record, RecordError, load_record
 from mmcl_core import __version__
@@ -36,6 +46,7 @@ from mmcl_core.errors import MMCLError, check_count
 from mmcl_core.files import write_whole
 
 SEEDS = tuple(range(5))  # of the records of the book
+TRIAL_SEEDS = (10, 11)  # of trials; no record has them
 LIBRARIES = ("torch", "numpy", "scikit-learn")  # whose versions may change a number
 # Measures of the machine itself, which differ from run to run.
 OF_THE_MACHINE = re.compile(r"(seconds|mebibytes)\b")
@@ -62,6 +73,15 @@ def experiment(name: str) -> Any:
     return importlib.import_module(f"{experiments.__name__}.{name}")
 
 
+def seeds_of(name: str) -> tuple[int, ...]:
+    """The seeds of the record of an experiment.
+
+    Raises:
+        MMCLError: there is no such experiment.
+    """
+    return tuple(getattr(experiment(name), "SEEDS", SEEDS))
+
+
 def make_record(
     name: str,
     seeds: Sequence[int],
@@ -69,12 +89,14 @@ def make_record(
     say: Callable[[str], object] = print,
     *,
     fresh: bool = False,
+    trials: bool = False,
 ) -> Record:
     """Runs every condition of an experiment with every seed, and writes the record.
 
     Each finished run is kept in `OUT.partial`, so that the same call goes on where the last one
     was stopped. Runs that `out` already has are not run again, as long as their condition and all
-    code and versions that they depend on are the same (`fingerprint`).
+    code and versions that they depend on are the same (`fingerprint`). At the end, the models that
+    the experiment names in `WEIGHTS` are kept (`weights.py`).
 
     Args:
         name: one of `EXPERIMENTS`.
@@ -82,14 +104,15 @@ def make_record(
         out: where to write the record; stands in it as it was passed, unless it is absolute.
         say: is told what goes on, one line a run.
         fresh: runs everything again.
+        trials: runs the settings of `TRIALS` in place of the conditions, and keeps no model.
 
     Raises:
-        MMCLError: there is no such experiment; a seed is given twice; a measure is not finite, or
-            not that of the other seeds.
+        MMCLError: there is no such experiment, or it has no trials; a seed is given twice; a
+            measure is not finite, or not that of the other seeds; a model is too large to be kept.
         RecordError: `out` holds something else, or further seeds.
     """
     out = Path(out)
-    record = _nothing_yet(name, seeds, out)
+    record = _nothing_yet(name, seeds, out, trials)
     partial = out.with_name(f"{out.name}.partial")
     known = None if fresh else _usable(partial, record, say)
     if known is None and not fresh:
@@ -97,6 +120,8 @@ def make_record(
         if known and _holds(known, record):
             say(f"{out} is up to date")
             partial.unlink(missing_ok=True)
+            if not trials:
+                _keep_models(known, out, say)
             return known
     if known:
         _take_over(known, record, say)
@@ -105,13 +130,15 @@ def make_record(
     total = len(record.seeds) * len(record.conditions)
     for i, (condition, seed) in enumerate(todo, total - len(todo) + 1):
         start = time.perf_counter()
-        record.results[condition][seed] = _run(record, condition, seed)
+        record.results[condition][seed] = _run(record, condition, seed, trials)
         seconds = time.perf_counter() - start
         record.seconds[condition][seed] = round(seconds, 2)
         _write(partial, record)
         say(f"{name} {i}/{total}: {condition}, seed {seed}: {seconds:.1f} s{_left(record)}")
     _write(out, record)
     partial.unlink()
+    if not trials:
+        _keep_models(record, out, say)
     return record
 
 
@@ -159,17 +186,22 @@ def confirm_record(name: str, out: str | Path, say: Callable[[str], object] = pr
     kept = ("date", "commit", "machines")
     record.made.update({key: of for key, of in today.made.items() if key not in kept})
     record.made["confirmed"] = f"{today.made['date']} at {today.made['commit']}, by seed {seed}"
+    for condition in record.weights:  # whose numbers are the same, and so are the models
+        weights.date(out, condition, record.made["code"])
+    record.weights[:] = today.weights
     _write(out, record)
+    _keep_models(record, out, say)
     return record
 
 
 def why_stale(name: str, record: Record) -> list[str]:
-    """In what a record is not that of today's code, conditions and `SEEDS`; empty if in nothing."""
+    """In what a record is not that of today's code, conditions, seeds and models; [] if in none."""
     module = experiment(name)
     found = {
         "code": record.made["code"] != fingerprint(Path(module.__file__)),
         "conditions": record.conditions != json.loads(json.dumps(module.CONDITIONS)),
-        "seeds": record.seeds != list(SEEDS),
+        "seeds": record.seeds != list(seeds_of(name)),
+        "models": record.weights != list(getattr(module, "WEIGHTS", ())),
     }
     return [what for what, differs in found.items() if differs]
 
@@ -189,13 +221,45 @@ def planned(name: str, seeds: Sequence[int], out: str | Path) -> tuple[int, floa
     return len(todo), _seconds(todo, load_record(out) if out.exists() else record)
 
 
-def _run(record: Record, condition: str, seed: int) -> dict[str, float]:
+def settings_of(name: str) -> dict[str, dict[str, Any]]:
+    """What there is to try: "method: setting" and its keyword arguments.
+
+    Raises:
+        MMCLError: there is no such experiment, or it has no `TRIALS`.
+    """
+    module = experiment(name)
+    if not getattr(module, "TRIALS", None):
+        raise MMCLError(f"the experiment {name} has no trials")
+    return {
+        f"{method}: {setting}": dict(config)
+        for method, tried in module.TRIALS.items()
+        for setting, config in tried.settings.items()
+    }
+
+
+def _conditions(name: str, trials: bool) -> dict[str, dict[str, Any]]:
+    return settings_of(name) if trials else experiment(name).CONDITIONS
+
+
+def _run(record: Record, condition: str, seed: int, trials: bool = False) -> dict[str, float]:
     """One run, with six digits of each measure."""
     module = experiment(record.experiment)
-    return _checked(module.run(seed, **module.CONDITIONS[condition]), record, condition, seed)
+    config = _conditions(record.experiment, trials)[condition]
+    return _checked(module.run(seed, **config), record, condition, seed)
 
 
-def _nothing_yet(name: str, seeds: Sequence[int], out: Path) -> Record:
+def _keep_models(record: Record, out: Path, say: Callable[[str], object]) -> None:
+    """Trains and keeps the models that are not there by the same code."""
+    module, seed, code = experiment(record.experiment), record.seeds[0], record.made["code"]
+    for condition in record.weights:
+        if weights.made_by(out, condition) == code:
+            continue
+        model = module.trained(seed, **module.CONDITIONS[condition])
+        path = weights.keep(out, condition, model, seed=seed, code=code)
+        say(f"{record.experiment}: {condition}, seed {seed}, kept in {path}")
+
+
+def _nothing_yet(name: str, seeds: Sequence[int], out: Path, trials: bool = False) -> Record:
     """The record before the first run."""
     module = experiment(name)
     seeds = [check_count("each of the seeds", seed, 0) for seed in seeds]
@@ -204,7 +268,8 @@ def _nothing_yet(name: str, seeds: Sequence[int], out: Path) -> Record:
     if out.is_dir():
         raise MMCLError(f"{out}: expected a file to write, found a folder")
     shown = out.name if out.is_absolute() else out.as_posix()
-    words = ["python", "-m", "mmcl_book", "record", name, "--seeds", *map(str, seeds)]
+    words = ["python", "-m", "mmcl_book", "record", name, *(["--trials"] if trials else [])]
+    words += ["--seeds", *map(str, seeds)]
     made = {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
@@ -214,7 +279,8 @@ def _nothing_yet(name: str, seeds: Sequence[int], out: Path) -> Record:
         "machines": [machine()],
         "code": fingerprint(Path(module.__file__)),
     }
-    conditions = json.loads(json.dumps(module.CONDITIONS))  # as it will be read again
+    # As they will be read again.
+    conditions = json.loads(json.dumps(_conditions(name, trials)))
     empty: dict[str, dict[int, Any]] = {condition: {} for condition in conditions}
     return Record(
         experiment=name,
@@ -224,7 +290,13 @@ def _nothing_yet(name: str, seeds: Sequence[int], out: Path) -> Record:
         seeds=seeds,
         results=empty,
         seconds={condition: {} for condition in conditions},
+        tried={} if trials else {m: len(t.settings) for m, t in _tried(module).items()},
+        weights=[] if trials else list(getattr(module, "WEIGHTS", ())),
     )
+
+
+def _tried(module: Any) -> Mapping[str, Trials]:
+    return getattr(module, "TRIALS", {})
 
 
 def _usable(path: Path, record: Record, say: Callable[[str], object]) -> Record | None:
@@ -246,7 +318,8 @@ def _usable(path: Path, record: Record, say: Callable[[str], object]) -> Record 
 def _holds(known: Record, record: Record) -> bool:
     """Whether there is nothing to do."""
     same = list(known.conditions.items()) == list(record.conditions.items())
-    return same and set(record.seeds) <= set(known.seeds) and not known.missing()
+    models = known.weights == record.weights and known.tried == record.tried
+    return same and models and set(record.seeds) <= set(known.seeds) and not known.missing()
 
 
 def _take_over(known: Record, record: Record, say: Callable[[str], object]) -> None:

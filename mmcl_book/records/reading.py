@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from statistics import mean, stdev, variance
@@ -100,6 +100,8 @@ class Record:
     seeds: list[int]
     results: dict[str, dict[int, dict[str, float]]]  # condition: seed: measure: value
     seconds: dict[str, dict[int, float]]  # condition: seed: of that run
+    tried: dict[str, int] = field(default_factory=dict)  # method: settings it was chosen from
+    weights: list[str] = field(default_factory=list)  # conditions whose model is kept, too
 
     @property
     def again(self) -> str:
@@ -231,11 +233,17 @@ class Record:
             "seeds": ", ".join(map(str, self.seeds)),
             "runs": f"{len(seconds)}, of {len(self.conditions)} conditions; "
             f"{sum(seconds) / 60:.1f} minutes in all",
+            **({"settings": self._settings} if self.tried else {}),
             "date": self.made["date"],
             **{name: self.made[name] for name in ("commit", "confirmed") if name in self.made},
             "versions": ", ".join(f"{name} {self.made[name]}" for name in versions),
             "machine": "; ".join(self.made["machines"]),
         }
+
+    @property
+    def _settings(self) -> str:
+        tried = ", ".join(f"{count} ({method})" for method, count in self.tried.items())
+        return f"chosen on scenes of their own, among {tried}"
 
     def __repr__(self) -> str:
         lines = (f"  {name:9}{value}" for name, value in self.provenance().items())
@@ -260,7 +268,7 @@ def read_record(name: str, start: Path | None = None) -> Record:
     Raises:
         RecordError: there is none, or it cannot be used.
     """
-    path = _find(name, start)
+    path = find_record(name, start)
     if path is None:
         raise RecordError(
             f"found no records/{name}.json and no book/records/{name}.json in "
@@ -280,16 +288,28 @@ def fetch_record(name: str, url: str) -> None:
     Raises:
         RecordError: it cannot be had from there, or is something else.
     """
-    if _find(name):
+    if find_record(name):
         return
     path = Path("records", f"{name}.json")
     try:
-        with urlopen(url, timeout=60) as answer:
-            text = answer.read().decode("utf-8")
-    except (OSError, HTTPException, UnicodeDecodeError) as error:
+        text = download(url, path).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise RecordError(f"{url}: cannot be fetched ({error}); put it into {path}") from error
     _parse(text, url)
     write_whole(path, text)
+
+
+def download(url: str, path: Path) -> bytes:
+    """What stands at an address.
+
+    Raises:
+        RecordError: it cannot be had; says that it may be put into `path` by hand.
+    """
+    try:
+        with urlopen(url, timeout=60) as answer:
+            return bytes(answer.read())
+    except (OSError, HTTPException) as error:
+        raise RecordError(f"{url}: cannot be fetched ({error}); put it into {path}") from error
 
 
 def load_record(path: Path) -> Record:
@@ -304,7 +324,8 @@ def load_record(path: Path) -> Record:
         raise RecordError(f"{path}: expected text, found something else ({error})") from error
 
 
-def _find(name: str, start: Path | None = None) -> Path | None:
+def find_record(name: str, start: Path | None = None) -> Path | None:
+    """Where the record is: as `read_record` looks for it; None if nowhere."""
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         for path in (folder / "records" / f"{name}.json", folder / "book/records" / f"{name}.json"):

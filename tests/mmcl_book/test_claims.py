@@ -2,8 +2,17 @@
 
 import pytest
 
-from mmcl_book.claims import Claim, ClaimFailedError, ClaimTable, check_claims
+from mmcl_book.claims import (
+    Claim,
+    ClaimFailedError,
+    ClaimTable,
+    better_claims,
+    better_table,
+    check_claims,
+)
+from mmcl_book.experiments.protocol import Better
 from mmcl_core.errors import MMCLError
+from tests.mmcl_book.records.test_comparing import record_of
 
 
 def test_holds_at_the_bound_and_on_the_right_side_of_it() -> None:
@@ -58,3 +67,28 @@ def test_a_claim_has_one_bound() -> None:
     for bounds in ({}, {"at_least": 0.1, "at_most": 0.9}, {"at_most": 0.9, "usually": 0.5}):
         with pytest.raises(MMCLError, match="needs one of at_least, at_most and usually"):
             Claim("a", "m", 0.5, **bounds)
+
+
+def test_a_claim_against_the_best_rival_is_checked_and_shown(capsys) -> None:
+    record = record_of(
+        new=[0.80, 0.81, 0.82], old=[0.70, 0.71, 0.72], older=[0.5, 0.5, 0.6], tried={"new": 4}
+    )
+    better = Better("new", ("older", "old"), "accuracy", by=0.05, says="new tells more")
+    (claim,) = better_claims(record, [better])
+    assert claim.result == pytest.approx(0.1)
+    check_claims([claim])
+    assert "accuracy: new above old, lower end" in capsys.readouterr().out
+    html = better_table(record, [better])._repr_html_()
+    assert "new: 0.810 (0." in html
+    assert "the best of 4 settings" in html
+    assert "old: 0.710" in html
+    assert "0.100 (0.100 to 0.100); claimed ≥ 0.05" in html
+    assert "class='holds'" in html
+
+
+def test_a_claim_whose_intervals_meet_fails_however_alike_the_differences() -> None:
+    record = record_of(new=[0.1, 0.5, 0.9], old=[0.04, 0.44, 0.84])
+    better = Better("new", ("old",), "accuracy", by=0.05, says="new tells more")
+    with pytest.raises(ClaimFailedError, match="new tells more"):
+        check_claims(better_claims(record, [better]))
+    assert "does not hold" in repr(better_table(record, [better]))

@@ -358,6 +358,24 @@ def test_the_first_cell_names_each_record_once(root):
     ]
 
 
+def test_the_first_cell_fetches_the_weights_after_their_record(root):
+    path = root / "book" / "part" / "chapter.md"
+    reads = 'read_record("gmc"), read_weights(\n    "gmc", "GMC, batch 32", new(0)\n)'
+    path.write_text(path.read_text().replace("print(1)", reads))
+    texts, problems = notebooks.generate(root)
+    assert problems == []
+    (text,) = texts.values()
+    lines = nbformat.reads(text, as_version=4).cells[0].source.splitlines()
+    of = "https://github.com/o/r/raw/main/book/records"
+    assert [line for line in lines if line.startswith("fetch_")] == [
+        f'fetch_record("gmc", "{of}/gmc.json")',
+        f'fetch_weights("gmc", "GMC, batch 32", "{of}/weights/gmc-GMC-batch-32.safetensors")',
+    ]
+    path.write_text(path.read_text().replace('"GMC, batch 32"', "name"))
+    (problem,) = notebooks.generate(root)[1]
+    assert "read_weights takes names" in problem
+
+
 def test_a_record_must_be_named_where_it_is_read(root):
     path = root / "book" / "part" / "chapter.md"
     path.write_text(path.read_text().replace("print(1)", "read_record(name)"))

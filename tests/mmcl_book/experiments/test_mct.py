@@ -64,9 +64,9 @@ def test_terms_are_those_of_the_name(condition: str) -> None:
     settings = {k: v for k, v in config.items() if k not in ("terms", "view", "detail")}
     method = mct.new_mct(mct.scenes(2, 0), 0, config["terms"], **settings)
     on = {term for term in TERMS if method.weights[term]}
-    within = {term for term in mct.WEIGHTS if term in condition}
+    within = {term for term in mct.TERMS if term in condition}
     if condition == "within only" or condition.startswith("all five"):
-        within = set(mct.WEIGHTS)
+        within = set(mct.TERMS)
     if condition == "drawn again":
         within = {"image"}
     assert on - set(mct.BETWEEN) == within
@@ -74,12 +74,12 @@ def test_terms_are_those_of_the_name(condition: str) -> None:
     if condition.startswith("image x "):
         assert method.weights["image"] == float(condition.removeprefix("image x "))
     else:
-        assert all(method.weights[term] == mct.WEIGHTS[term] for term in within)
+        assert all(method.weights[term] == mct.TERMS[term] for term in within)
 
 
 def test_every_choice_of_the_terms_has_a_condition() -> None:
     choices = [
-        [name for name, on in zip(mct.WEIGHTS, (i & 4, i & 2, i & 1), strict=True) if on]
+        [name for name, on in zip(mct.TERMS, (i & 4, i & 2, i & 1), strict=True) if on]
         for i in range(8)
     ]
     for terms in choices:

@@ -519,7 +519,7 @@ def test_experiments_are_found_and_imported_one_by_one() -> None:
     )
     done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True)
     assert set(done.stdout.split()) == {
-        f"mmcl_book.experiments.{m}" for m in ("small", "gap", "noise", "unseen_words")
+        f"mmcl_book.experiments.{m}" for m in ("small", "gap", "noise", "protocol", "unseen_words")
     }
 
 
@@ -588,6 +588,7 @@ def started(monkeypatch) -> type[Started]:
     monkeypatch.setattr(tool.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(tool.subprocess, "Popen", Started)
     seconds = {"one": 60.0, "two": 7200.0, "three": 3600.0, "scaling": 1800.0}
+    monkeypatch.setattr(tool, "seeds_of", lambda name: recording.SEEDS)
     monkeypatch.setattr(tool, "planned", lambda name, seeds, out: (len(seeds), seconds[name]))
     for place in (tool, program):
         monkeypatch.setattr(place, "EXPERIMENTS", tuple(CODES))
