@@ -1,12 +1,14 @@
 """FDT: can patches and words speak in the same tokens?
 
-Varied: the temperature of the grounding, fixed or cooled down, the size of the codebook, and what
-padding does. Measured: retrieval, how many tokens are at work, whether the tokens of a word point
-to its object, and whether the patches and the words that call a token mean the same. A CLIP with
-the same encoders stands beside.
+Captions name shape, colour, size and texture (detail 3). Varied: how a CLIP pools its patches; an
+FDT whose weights are dense or sparse, its codebook, a cold start; what the captions name; and, with
+few pairs, what is known before. Measured: retrieval, pointing, which attribute is told, and what
+the tokens mean.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -14,42 +16,86 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_book.experiments import small, structure, tokens
+from mmcl_book.experiments.protocol import Better, Trials
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.groups import first_captions
-from mmcl_core.encoders import CaptionEncoder
+from mmcl_core.data.augment import paraphrase
+from mmcl_core.data.drawing import VALUES
+from mmcl_core.encoders import CaptionEncoder, ImageEncoder
 from mmcl_core.evaluation import embed_all, pointing_game, summary
 from mmcl_core.methods import CLIP, FDT
 from mmcl_core.methods.fdt import Cooling, codebook_usage
-from mmcl_core.training import Progress
+from mmcl_core.training import Progress, fit
 
-EPOCHS, BATCH = 8, 128
-START = 300.0  # of the cooling; the best of 100, 300 and 1000 on the scenes of seed 555
-CONDITIONS: dict[str, dict[str, Any]] = {
-    "cooled to 15": {"end": 15.0},
-    "CLIP": {"training": "clip"},
-    "untrained": {"start": 15.0, "epochs": 0},
-    "fixed at 1": {"start": 1.0},
-    "fixed at 10": {"start": 10.0},
-    "fixed at 100": {"start": 100.0},
-    "fixed at 1000": {"start": 1000.0},
-    "cooled to 60": {"end": 60.0},
-    "cooled to 15, 64 tokens": {"end": 15.0, "codebook": 64},
-    "cooled to 15, 1024 tokens": {"end": 15.0, "codebook": 1024},
+EPOCHS, BATCH, DETAIL = 10, 128, 3
+POINTED = structure.POINTED
+START = 300.0  # of the cooling
+COLD_EPOCHS = 3  # of a training that is cold from the start
+FEW, FEW_EPOCHS, FEW_BATCH = 400, 40, 100  # pairs, of scenes that nothing else is trained on
+LOOKED_AT, EVERY = 250, 2  # scenes that are looked at along a training, each second epoch
+SEEDS = tuple(range(5))
+WEIGHTS = ("FDT sparse", "CLIP max")
+
+CLIPS = ("CLIP mean", "CLIP max", "CLIP cls")
+
+
+def _asked(**config: Any) -> dict[str, Any]:
+    """A setting that is tried, on the scenes for that."""
+    return config | {"asked": small.VALIDATION_SEED}
+
+
+TRIALS = {
+    **{
+        f"CLIP {pool}": Trials(
+            "recall", {f"lr {lr:g}": _asked(pool=pool, lr=lr) for lr in (0.005, 0.01)}
+        )
+        for pool in ("mean", "max", "cls")
+    },
+    "FDT sparse": Trials(
+        "recall",
+        {
+            f"to {end:g}, lr {lr:g}": _asked(end=end, lr=lr)
+            for end in (15.0, 60.0)
+            for lr in (0.005, 0.01)
+        },
+    ),
 }
-FEW = 250  # test scenes that are looked at after each epoch
+SPARSE: dict[str, Any] = {"end": 15.0, "lr": 0.005}
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "CLIP mean": {"pool": "mean", "lr": 0.005},
+    "CLIP max": {"pool": "max", "lr": 0.005},
+    "CLIP cls": {"pool": "cls", "lr": 0.005},
+    "FDT dense": {"start": 1000.0, "lr": 0.005},
+    "FDT sparse": SPARSE,
+    "untrained": {"start": SPARSE["end"], "epochs": 0},
+    "cold": {"start": 1.0, "epochs": COLD_EPOCHS},
+    "64 tokens": SPARSE | {"codebook": 64},
+    "CLIP max, detail 4": {"pool": "max", "lr": 0.005, "detail": 4},
+    "FDT sparse, detail 4": SPARSE | {"detail": 4},
+    "few pairs: CLIP max": {"few": "CLIP max"},
+    "few pairs: CLIP max, words known": {"few": "CLIP max", "known": "words"},
+    "few pairs: FDT": {"few": "FDT sparse"},
+    "few pairs: FDT, codebook known": {"few": "FDT sparse", "known": "codebook"},
+    "few pairs: FDT, words known": {"few": "FDT sparse", "known": "words"},
+}
+BETTER: tuple[Better, ...] = ()
 
 
 class Trained(NamedTuple):
     """A method, and what was seen along the way."""
 
     method: CLIP
-    along: list[dict[str, float]]  # at the start, and after each epoch; see `watch`
+    along: list[dict[str, float]]  # at the start, and each second epoch; see `watch`
 
 
-def encoders(data: ShapesCaptions) -> tuple[nn.Module, nn.Module]:
-    """Of the small laboratory, with a second layer over the words."""
+def scenes(n: int, seed: int, detail: int = DETAIL) -> ShapesCaptions:
+    """Scenes of the small laboratory, whose captions do not name the position."""
+    return small.scenes(n, seed, detail=detail)
+
+
+def encoders(data: ShapesCaptions, pool: Any = "max") -> tuple[nn.Module, nn.Module]:
+    """Of the small laboratory, with a second layer over the words. An FDT does not pool."""
     words = CaptionEncoder(len(data.tokenizer), width=small.WIDTH, depth=2)
-    return small.image_encoder(), words
+    return ImageEncoder(size=small.SIZE, width=small.WIDTH, pool=pool), words
 
 
 def new_fdt(
@@ -59,104 +105,191 @@ def new_fdt(
     start: float = START,
     end: float | None = None,
     codebook: int = 512,
-    padding: Any = "exclude",
-    epochs: int = EPOCHS,
+    steps: int = EPOCHS * (small.PAIRS // BATCH),
 ) -> FDT:
     """An FDT with the first weights of that seed. Seeds torch.
 
     Args:
-        data: the scenes of the training.
+        data: has the words.
         seed: of the weights.
         start: temperature of the grounding, at which it stays unless there is an `end`.
         end: cooled down to it over 80 % of the steps.
-        codebook: number of entries.
-        padding: "exclude" or "zero".
-        epochs: of the training, for the cooling.
+        codebook: number of tokens.
+        steps: of the training, for the cooling.
     """
     torch.manual_seed(seed)
-    steps = epochs * max(len(data) // BATCH, 1)
     return FDT(
         *encoders(data),
         dim=small.DIM,
         codebook_size=codebook,
         grounding_temperature=start if end is None else Cooling(start, end, steps),
-        padding=padding,
     )
 
 
-def new_clip(data: ShapesCaptions, seed: int) -> CLIP:
+def new_clip(data: ShapesCaptions, seed: int, pool: Any = "max") -> CLIP:
     """A CLIP with the same encoders. Seeds torch."""
     torch.manual_seed(seed)
-    return CLIP(*encoders(data), dim=small.DIM)
-
-
-def watch(method: CLIP, few: ShapesCaptions) -> dict[str, float]:
-    """Mean recall@1 among few test scenes; of an FDT, also the active tokens and the perplexity."""
-    if not isinstance(method, FDT):
-        return {"recall of few": recall(few, *both(method, few))}
-    weights = weights_of(method, few)
-    seen = {"recall of few": recall(few, *mixtures(method, weights))}
-    for name, of in weights.items():
-        usage = codebook_usage(of)
-        seen |= {f"{name} active": usage.active, f"{name} perplexity": usage.perplexity}
-    return seen
-
-
-def train(seed: int, *, training: str = "fdt", epochs: int = EPOCHS, **settings: Any) -> Trained:
-    """Trains an FDT or a CLIP, and looks at it after each epoch.
-
-    Args:
-        seed: of scenes, first weights and order.
-        training: "fdt" or "clip".
-        epochs: the cooling, too, is as long; 0 leaves the method as it begins.
-        settings: of `new_fdt`.
-    """
-    data = small.scenes(small.PAIRS, seed)
-    few = small.scenes(1000, small.TEST_SEED).subset(range(min(FEW, len(data))))
-    clip = training == "clip"
-    method = new_clip(data, seed) if clip else new_fdt(data, seed, epochs=epochs, **settings)
-    along: list[dict[str, float]] = []
-
-    def look(progress: Progress) -> None:
-        along.append(watch(method, few))
-
-    if epochs:
-        small.train(method, data, seed, epochs=epochs, callbacks=[look])
-    return Trained(method, along)
+    return CLIP(*encoders(data, pool), dim=small.DIM)
 
 
 @torch.no_grad()
-def measure(trained: Trained) -> dict[str, float]:
-    """Retrieval and binding; for each word, where its tokens are; and what the tokens mean.
+def watch(method: CLIP, some: ShapesCaptions) -> dict[str, float]:
+    """Recall and pointing among some scenes; of an FDT, also active tokens and perplexity."""
+    seen = {"recall of some": recall(some, *both(method, some))}
+    seen |= {f"pointing of some, {name}": points(method, some, name)[0] for name in POINTED}
+    if isinstance(method, FDT):
+        usage_of = codebook_usage(weights_of(method, some)["image"])
+        seen |= {"active of some": usage_of.active, "perplexity of some": usage_of.perplexity}
+    return seen
 
-    - "recall": recall@1 among the test scenes, the mean of both directions;
+
+def train(
+    seed: int,
+    *,
+    pool: str | None = None,
+    lr: float = 5e-3,
+    epochs: int = EPOCHS,
+    detail: int = DETAIL,
+    watched: bool = True,
+    **settings: Any,
+) -> Trained:
+    """Trains an FDT, or with a `pool` a CLIP, and looks at it each second epoch.
+
+    Args:
+        seed: of scenes, first weights and order.
+        pool: of a CLIP's patches; None trains an FDT.
+        lr: the highest learning rate.
+        epochs: the cooling, too, is as long; 0 leaves the method as it begins.
+        detail: of the captions.
+        watched: whether to look along the way, at test scenes.
+        settings: of `new_fdt`.
+    """
+    data = scenes(small.PAIRS, seed, detail)
+    steps = max(epochs * (len(data) // BATCH), 1)
+    method = new_clip(data, seed, pool) if pool else new_fdt(data, seed, steps=steps, **settings)
+    along: list[dict[str, float]] = []
+    test = scenes(1000, small.TEST_SEED, detail)
+    some = test.subset(range(min(LOOKED_AT, len(test))))
+
+    def look(progress: Progress) -> None:
+        if watched and progress.epoch % EVERY == 0:
+            along.append(watch(method, some))
+
+    if epochs:
+        _fit(method, data, seed, epochs=epochs, lr=lr, callbacks=[look])
+    return Trained(method, along)
+
+
+def trained(seed: int, **config: Any) -> CLIP:
+    """The method of a condition, before it is measured."""
+    return train(seed, watched=False, **config).method
+
+
+_kept = lru_cache(maxsize=8)(trained)  # a few pairs begin with the model of another condition
+
+
+def few_pairs(seed: int, few: str, known: str = "") -> CLIP:
+    """Trains on few pairs, with or without what a model of many other pairs has learned.
+
+    Args:
+        seed: of the pairs, the first weights and the order; and of the model from before.
+        few: the condition of the model from before, and by which the new one is made.
+        known: "" nothing; "codebook": the tokens; "words": all of the side of the captions, and the
+            tokens if there are some. What is known stays as it is: the rest has to fit to it.
+    """
+    data = scenes(FEW, seed + 1000)
+    steps = FEW_EPOCHS * (len(data) // FEW_BATCH)
+    config = {k: v for k, v in CONDITIONS[few].items() if k != "lr"}
+    one = "pool" in config
+    method = new_clip(data, seed, **config) if one else new_fdt(data, seed, steps=steps, **config)
+    if known:
+        kept = ("codebook",) if known == "codebook" else ("codebook", "encoders.cap", "heads.cap")
+        before = _kept(seed, **CONDITIONS[few]).state_dict()
+        for name, parameter in method.named_parameters():
+            if name.startswith(kept):
+                parameter.data.copy_(before[name])
+                parameter.requires_grad = False
+    lr = CONDITIONS[few]["lr"]
+    _fit(method, data, seed, epochs=FEW_EPOCHS, batch_size=FEW_BATCH, lr=lr)
+    return method
+
+
+def _fit(method: nn.Module, data: ShapesCaptions, seed: int, **how: Any) -> None:
+    """Trains with a new sentence for each scene in each epoch, without a bar."""
+    how = {"batch_size": BATCH} | how
+    fit(method, data, augment=paraphrase(data), seed=seed, progress=False, **how)
+
+
+def run(seed: int, *, asked: int = small.TEST_SEED, **config: Any) -> dict[str, float]:
+    """Trains and measures.
+
+    Args:
+        seed: of all that is drawn in the training.
+        asked: of the scenes that are measured on.
+        config: of `train`, or of `few_pairs`.
+
+    Returns:
+        What `measure` gives; of few pairs, "recall" and pointing alone. Along a training, "recall
+        of some@4" and so on: what `watch` saw after epoch 4. In trials, what they are chosen by.
+    """
+    test = scenes(1000, asked, config.get("detail", DETAIL))
+    if "few" in config:
+        return found_and_pointed(few_pairs(seed, **config), test)
+    if asked != small.TEST_SEED:
+        return found_and_pointed(trained(seed, **config), test)
+    method, along = train(seed, **config)
+    measured = measure(method, test)
+    for i, seen in enumerate(along):
+        measured |= {f"{name}@{EVERY * i}": value for name, value in seen.items()}
+    return measured
+
+
+def found_and_pointed(method: CLIP, test: ShapesCaptions) -> dict[str, float]:
+    """Retrieval, and for each word, where its tokens or its patches are.
+
+    - "recall": recall@1 among the scenes, the mean of both directions; a caption that means the
+      same is right;
+    - "pointing, colour" and "pointing chance, colour", likewise shape: share of the words whose
+      strongest patch lies on their object (`tokens.token_maps`; CLIP: `structure.word_maps`).
+    """
+    measured = {"recall": recall(test, *both(method, test))}
+    for name in POINTED:
+        pointed, chance = points(method, test, name)
+        measured |= {f"pointing, {name}": pointed, f"pointing chance, {name}": chance}
+    return measured
+
+
+@torch.no_grad()
+def measure(method: CLIP, test: ShapesCaptions) -> dict[str, float]:
+    """What `found_and_pointed` gives, and:
+
     - "bags": share of pictures nearer to their own caption than to the one with the same words
       bound differently; guessing is 0.5;
-    - "pointing, colour" and "pointing chance, colour", likewise shape: share of the words whose
-      strongest patch lies on their object (`tokens.token_maps`; CLIP: `structure.word_maps`);
-    - "recall of few@3" and so on: what was seen along the way, after epoch 3;
+    - "told, shape" and so on: the same with a caption in which one attribute is another one;
+    - "found, colour rewritten", "found, only colour rewritten", likewise shape: see `rewritten`;
     - of an FDT, also what `codebook` measures.
     """
-    method, along = trained
-    test = small.scenes(1000, small.TEST_SEED)
-    measured = {"recall": recall(test, *both(method, test)), "bags": bags(method)}
-    for name in structure.POINTED:
-        if isinstance(method, FDT):
-            maps, masks, *_ = tokens.token_maps(method, test, name)
-        else:
-            maps, masks, *_ = structure.word_maps(method, test, name)
-        game = pointing_game(maps, masks)
-        measured |= {f"pointing, {name}": game.accuracy, f"pointing chance, {name}": game.chance}
-    for epoch, seen in enumerate(along):
-        measured |= {f"{name}@{epoch}": value for name, value in seen.items()}
+    measured = found_and_pointed(method, test) | {"bags": bags(method, test)}
+    measured |= {f"told, {name}": told(method, test, name) for name in test.named}
+    for name in POINTED:
+        named, only = rewritten(method, test, name)
+        measured |= {f"found, {name} rewritten": named, f"found, only {name} rewritten": only}
     return measured | codebook(method, test) if isinstance(method, FDT) else measured
+
+
+def points(method: CLIP, test: ShapesCaptions, attribute: str) -> tuple[float, float]:
+    """The pointing game with the words for an attribute: share on the object, and chance."""
+    if isinstance(method, FDT):
+        maps, masks, *_ = tokens.token_maps(method, test, attribute)
+    else:
+        maps, masks, *_ = structure.word_maps(method, test, attribute)
+    game = pointing_game(maps, masks)
+    return game.accuracy, game.chance
 
 
 def codebook(method: FDT, test: ShapesCaptions) -> dict[str, float]:
     """How the tokens are used (`usage`), and what they mean.
 
-    - "recall, other padding" and "caption active, other padding": of the same model, asked with
-      the other rule for padding;
     - "calls on background": share of the calls by patches;
     - "purity" and "purity, shuffled": the median over tokens of how far the calls of a token agree
       in one attribute (`tokens.purity`);
@@ -166,12 +299,6 @@ def codebook(method: FDT, test: ShapesCaptions) -> dict[str, float]:
     - "tokens judged" and "tokens with a word": of how many tokens the medians are.
     """
     measured = usage(weights_of(method, test))
-    chosen = method.heads["caption"].padding
-    set_padding(method, "zero" if chosen == "exclude" else "exclude")
-    other = weights_of(method, test)
-    set_padding(method, chosen)
-    measured["recall, other padding"] = recall(test, *mixtures(method, other))
-    measured["caption active, other padding"] = codebook_usage(other["caption"]).active
     patches, words = (tokens.calls(method, test, name) for name in method.modalities)
     values = tokens.under(test, patches)
     pure, by_chance = (tokens.purity(patches.token, of) for of in (values, tokens.shuffled(values)))
@@ -227,42 +354,104 @@ def weights_of(method: FDT, data: ShapesCaptions) -> dict[str, Tensor]:
     return {name: read(name) for name in method.modalities}
 
 
-def mixtures(method: FDT, weights: dict[str, Tensor]) -> list[Tensor]:
-    """Unit vectors [N, D] of each modality from its weights."""
-    return [F.normalize(of @ method.codebook.detach(), dim=1) for of in weights.values()]
-
-
 def both(method: CLIP, data: ShapesCaptions) -> list[Tensor]:
     """Unit vectors [N, D] of pictures, and of captions."""
     return [embed_all(method, data, (name,)) for name in method.modalities]
 
 
-def set_padding(method: FDT, padding: Any) -> None:
-    """What padding does, from now on, in both groundings."""
-    for head in method.heads.values():
-        head.padding = padding
-
-
 def recall(data: ShapesCaptions, image: Tensor, caption: Tensor) -> float:
-    """Recall@1 of unit vectors [N, D], the mean of both directions; the same words are right."""
-    groups = first_captions(data)
-    return sum(small.there_and_back(image, caption, groups)) / 2
+    """Recall@1 of unit vectors [N, D], the mean of both directions; the same meaning is right."""
+    return sum(small.there_and_back(image, caption, data.meaning())) / 2
 
 
-def bags(method: CLIP) -> float:
-    """Share of colliding pictures that are nearer to their own caption."""
-    pair = ShapesCaptions.colliding(500, seed=small.TEST_SEED, size=small.SIZE)
-    one, other = (data.batch(range(500)) for data in pair)
-    own = [structure.pooled_similarity(method, each, each).diag() for each in (one, other)]
-    swapped = [
-        structure.pooled_similarity(method, *each).diag() for each in ((one, other), (other, one))
-    ]
-    return (torch.cat(own) > torch.cat(swapped)).double().mean().item()
+def bags(method: CLIP, test: ShapesCaptions) -> float:
+    """Share of colliding pictures, told in as much detail, that are nearer to their own caption."""
+    drawn: Any = {"seed": test.seed, "size": test.size, "detail": test.detail}
+    return nearer(method, *ShapesCaptions.colliding(500, **drawn))
 
 
-def run(seed: int, **config: Any) -> dict[str, float]:
-    """Trains and measures; see `train` and `measure`."""
-    return measure(train(seed, **config))
+def told(method: CLIP, test: ShapesCaptions, attribute: str) -> float:
+    """Share of pictures nearer to their own caption than to one of another value in one place.
+
+    And the other way round: also pictures of the changed scene are asked.
+    """
+    return nearer(method, test, changed(test, attribute))
+
+
+def changed(test: ShapesCaptions, attribute: str) -> ShapesCaptions:
+    """The same scenes, of which the first object has the next value of an attribute."""
+    values = {name: of.clone() for name, of in test.attributes.items()}
+    values[attribute][:, 0] = (values[attribute][:, 0] + 1) % len(VALUES[attribute])
+    drawn: Any = {"seed": test.seed, "size": test.size, "detail": test.detail}
+    return ShapesCaptions(attributes=values, **drawn)
+
+
+def nearer(method: CLIP, *pair: ShapesCaptions) -> float:
+    """Share of the pictures of both data sets that are nearer to their own caption."""
+    images, captions = zip(*(both(method, data) for data in pair), strict=True)
+    image, own = torch.cat(images), torch.cat(captions)
+    other = torch.cat(captions[::-1])
+    return ((image * own).sum(1) > (image * other).sum(1)).double().mean().item()
+
+
+class Catalogue(NamedTuple):
+    """All scenes of one object, one of each meaning."""
+
+    values: Tensor  # int64 [K, 4], shape, colour, size and texture
+    caption: Tensor  # unit vectors [K, D]
+
+
+def catalogue(method: CLIP, test: ShapesCaptions) -> Catalogue:
+    """The captions of all single objects there are."""
+    named = ("shape", "colour", "size", "texture")
+    every = torch.tensor(list(product(*(range(len(VALUES[name])) for name in named))))
+    scene = {name: every[:, i, None] for i, name in enumerate(named)}
+    scene["position"] = torch.zeros(len(every), 1, dtype=torch.int64)
+    drawn: Any = {"seed": test.seed, "size": test.size, "detail": test.detail}
+    data = ShapesCaptions(attributes=scene, **drawn)
+    return Catalogue(every, embed_all(method, data, ("caption",)))
+
+
+def rewritten(method: CLIP, test: ShapesCaptions, attribute: str) -> tuple[float, float]:
+    """Changes an attribute of the pictures of one object, by what captions say, to each other one.
+
+    An FDT: the weight of the tokens whose commonest word is the old value moves to those of the
+    new one, in the shares that they have in pictures of that. A CLIP: the mean caption of the new
+    value is added to the picture, that of the old one taken away.
+
+    Returns:
+        The shares of the nearest captions of the catalogue that name the new value, and that name
+        it and are otherwise right.
+    """
+    column = list(VALUES).index(attribute)
+    rows = ((test.attributes["shape"] >= 0).sum(1) == 1).nonzero().flatten()
+    truth = torch.stack([test.attributes[name][rows].amax(1) for name in list(VALUES)[:4]], 1)
+    every = catalogue(method, test)
+    if isinstance(method, FDT):
+        weights = weights_of(method, test)["image"][rows]
+        called = tokens.commonest_words(test, tokens.calls(method, test, "caption"))
+    else:
+        image = embed_all(method, test, ("image",))[rows]
+        of_value = [every.caption[every.values[:, column] == i].mean(0)
+                    for i in range(len(VALUES[attribute]))]  # fmt: skip
+    named, only = [], []
+    for old, new in product(range(len(VALUES[attribute])), repeat=2):
+        mine = truth[:, column] == old
+        if old == new or not mine.any():
+            continue
+        if isinstance(method, FDT):
+            away, to = ([t for t, word in called.items() if word == VALUES[attribute][i]]
+                        for i in (old, new))  # fmt: skip
+            like = weights[truth[:, column] == new].mean(0)
+            moved = tokens.moved(weights[mine], away, to, like) @ method.codebook.detach()
+        else:
+            moved = image[mine] + of_value[new] - of_value[old]
+        nearest = every.values[(F.normalize(moved, dim=1) @ every.caption.T).argmax(1)]
+        wanted = truth[mine].clone()
+        wanted[:, column] = new
+        named.append((nearest[:, column] == new).double())
+        only.append((nearest == wanted).all(1).double())
+    return float(torch.cat(named).mean()), float(torch.cat(only).mean())
 
 
 def median(values: Tensor) -> float:
