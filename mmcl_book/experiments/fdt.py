@@ -31,7 +31,7 @@ POINTED = structure.POINTED
 START = 300.0  # of the cooling
 COLD_EPOCHS = 3  # of a training that is cold from the start
 FEW, FEW_EPOCHS, FEW_BATCH = 400, 30, 100  # pairs, of scenes that nothing else is trained on
-LOOKED_AT, EVERY = 250, 2  # scenes that are looked at along a training, each second epoch
+LOOKED_AT, EVERY = 250, 3  # scenes that are looked at along a training, each third epoch
 SEEDS = tuple(range(5))
 WEIGHTS = ("FDT sparse", "CLIP max")
 
@@ -80,7 +80,7 @@ class Trained(NamedTuple):
     """A method, and what was seen along the way."""
 
     method: CLIP
-    along: list[dict[str, float]]  # at the start, and each second epoch; see `watch`
+    along: list[dict[str, float]]  # at the start, and each third epoch; see `watch`
 
 
 def scenes(n: int, seed: int, detail: int = DETAIL) -> ShapesCaptions:
@@ -149,7 +149,7 @@ def train(
     watched: bool = True,
     **settings: Any,
 ) -> Trained:
-    """Trains an FDT, or with a `pool` a CLIP, and looks at it each second epoch.
+    """Trains an FDT, or with a `pool` a CLIP, and looks at it each third epoch.
 
     Args:
         seed: of scenes, first weights and order.
@@ -226,7 +226,7 @@ def run(seed: int, *, asked: int = small.TEST_SEED, **config: Any) -> dict[str, 
 
     Returns:
         What `measure` gives; of few pairs, "recall" and pointing alone. Along a training, "recall
-        of some@4" and so on: what `watch` saw after epoch 4. In trials, what they are chosen by.
+        of some@3" and so on: what `watch` saw after epoch 3. In trials, what they are chosen by.
     """
     test = scenes(1000, asked, config.get("detail", DETAIL))
     if config.pop("few", False):
@@ -266,9 +266,10 @@ def measure(method: CLIP, test: ShapesCaptions) -> dict[str, float]:
     - of an FDT, also what `codebook` measures.
     """
     measured = found_and_pointed(method, test) | {"bags": bags(method, test)}
-    measured |= {f"told, {name}": told(method, test, name) for name in test.named[:4]}
+    measured |= told(method, test)
+    said = said_by(method, test) if isinstance(method, FDT) else None
     for name in POINTED:
-        named, only = rewritten(method, test, name)
+        named, only = rewritten(method, test, name, said)
         measured |= {f"found, {name} rewritten": named, f"found, only {name} rewritten": only}
     return measured | codebook(method, test) if isinstance(method, FDT) else measured
 
@@ -363,31 +364,28 @@ def recall(data: ShapesCaptions, image: Tensor, caption: Tensor) -> float:
 def bags(method: CLIP, test: ShapesCaptions) -> float:
     """Share of colliding pictures, told in as much detail, that are nearer to their own caption."""
     drawn: Any = {"seed": test.seed, "size": test.size, "detail": test.detail}
-    return nearer(method, *ShapesCaptions.colliding(500, **drawn))
+    pair = ShapesCaptions.colliding(500, **drawn)
+    images, captions = zip(*(both(method, data) for data in pair), strict=True)
+    image, own, other = (torch.cat(of) for of in (images, captions, captions[::-1]))
+    return ((image * own).sum(1) > (image * other).sum(1)).double().mean().item()
 
 
-def told(method: CLIP, test: ShapesCaptions, attribute: str) -> float:
-    """Share of pictures nearer to their own caption than to one of another value in one place.
-
-    And the other way round: also pictures of the changed scene are asked.
-    """
-    return nearer(method, test, changed(test, attribute))
+def told(method: CLIP, test: ShapesCaptions) -> dict[str, float]:
+    """Share of pictures nearer to their own caption than to one of another value, by attribute."""
+    image, caption = both(method, test)
+    own, shares = (image * caption).sum(1), {}
+    for name in test.named[:4]:
+        other = embed_all(method, changed(test, name), ("caption",))
+        shares[f"told, {name}"] = (own > (image * other).sum(1)).double().mean().item()
+    return shares
 
 
 def changed(test: ShapesCaptions, attribute: str) -> ShapesCaptions:
     """The same scenes, of which the first object has the next value of an attribute."""
-    values = {name: of.clone() for name, of in test.attributes.items()}
+    values = {name: of.numpy().copy() for name, of in test.attributes.items()}
     values[attribute][:, 0] = (values[attribute][:, 0] + 1) % len(VALUES[attribute])
     drawn: Any = {"seed": test.seed, "size": test.size, "detail": test.detail}
     return ShapesCaptions(attributes=values, **drawn)
-
-
-def nearer(method: CLIP, *pair: ShapesCaptions) -> float:
-    """Share of the pictures of both data sets that are nearer to their own caption."""
-    images, captions = zip(*(both(method, data) for data in pair), strict=True)
-    image, own = torch.cat(images), torch.cat(captions)
-    other = torch.cat(captions[::-1])
-    return ((image * own).sum(1) > (image * other).sum(1)).double().mean().item()
 
 
 class Catalogue(NamedTuple):
@@ -401,19 +399,32 @@ def catalogue(method: CLIP, test: ShapesCaptions) -> Catalogue:
     """The captions of all single objects there are."""
     named = ("shape", "colour", "size", "texture")
     every = torch.tensor(list(product(*(range(len(VALUES[name])) for name in named))))
-    scene = {name: every[:, i, None] for i, name in enumerate(named)}
-    scene["position"] = torch.zeros(len(every), 1, dtype=torch.int64)
+    scene = {name: every[:, i, None].numpy() for i, name in enumerate(named)}
+    scene["position"] = torch.zeros(len(every), 1, dtype=torch.int64).numpy()
     drawn: Any = {"seed": test.seed, "size": test.size, "detail": test.detail}
     data = ShapesCaptions(attributes=scene, **drawn)
     return Catalogue(every, embed_all(method, data, ("caption",)))
 
 
-def rewritten(method: CLIP, test: ShapesCaptions, attribute: str) -> tuple[float, float]:
+def said_by(method: FDT, test: ShapesCaptions) -> dict[int, str]:
+    """Token -> the word that calls it most in the captions."""
+    return tokens.commonest_words(test, tokens.calls(method, test, "caption"))
+
+
+def rewritten(
+    method: CLIP, test: ShapesCaptions, attribute: str, said: Mapping[int, str] | None = None
+) -> tuple[float, float]:
     """Changes an attribute of the pictures of one object, by what captions say, to each other one.
 
     An FDT: the weight of the tokens whose commonest word is the old value moves to those of the
     new one, in the shares that they have in pictures of that. A CLIP: the mean caption of the new
     value is added to the picture, that of the old one taken away.
+
+    Args:
+        method: an FDT or a CLIP.
+        test: scenes; those of one object are asked.
+        attribute: what is changed.
+        said: of an FDT, what `said_by` gives, where it is known already.
 
     Returns:
         The shares of the nearest captions of the catalogue that name the new value, and that name
@@ -425,7 +436,7 @@ def rewritten(method: CLIP, test: ShapesCaptions, attribute: str) -> tuple[float
     every = catalogue(method, test)
     if isinstance(method, FDT):
         weights = weights_of(method, test)["image"][rows]
-        called = tokens.commonest_words(test, tokens.calls(method, test, "caption"))
+        called = said or said_by(method, test)
     else:
         image = embed_all(method, test, ("image",))[rows]
         of_value = [every.caption[every.values[:, column] == i].mean(0)
