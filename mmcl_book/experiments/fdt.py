@@ -58,7 +58,6 @@ TRIALS = {
 SPARSE: dict[str, Any] = {"end": 15.0, "lr": 0.005}
 FEW_FDT: dict[str, Any] = FEW_PAIRS | {"end": 15.0, "lr": 0.01}
 CONDITIONS: dict[str, dict[str, Any]] = {
-    "CLIP mean": {"pool": "mean", "lr": 0.005},
     "CLIP max": {"pool": "max", "lr": 0.01},
     "FDT sparse": SPARSE,
     "few pairs, CLIP mean": FEW_PAIRS | {"pool": "mean", "lr": 0.005},
@@ -66,8 +65,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "few pairs, FDT": FEW_FDT,
     "few pairs, codebook known": FEW_FDT | {"known": "before"},
     "few pairs, codebook at random": FEW_FDT | {"known": "at random"},
-    "FDT dense": {"start": 1000.0, "lr": 0.005},
-    "untrained": {"start": SPARSE["end"], "epochs": 0},
+    "CLIP mean": {"pool": "mean", "lr": 0.005},
 }
 FEW_RIVALS = ("few pairs, CLIP mean", "few pairs, CLIP max")
 BETTER = (
@@ -158,7 +156,6 @@ def train(
     lr: float = 5e-3,
     epochs: int = EPOCHS,
     detail: int = DETAIL,
-    watched: bool = True,
     **settings: Any,
 ) -> Trained:
     """Trains an FDT, or with a `pool` a CLIP, and looks at it each third epoch.
@@ -169,7 +166,6 @@ def train(
         lr: the highest learning rate.
         epochs: the cooling, too, is as long; 0 leaves the method as it begins.
         detail: of the captions.
-        watched: whether to look along the way, at test scenes.
         settings: of `new_fdt`.
     """
     data = scenes(small.PAIRS, seed, detail)
@@ -180,7 +176,7 @@ def train(
     some = test.subset(range(min(LOOKED_AT, len(test))))
 
     def look(progress: Progress) -> None:
-        if watched and progress.epoch % EVERY == 0:
+        if progress.epoch % EVERY == 0:
             along.append(watch(method, some))
 
     if epochs:
@@ -188,12 +184,13 @@ def train(
     return Trained(method, along)
 
 
+# A few pairs begin with the codebook of another condition, and a page with its whole model.
+_kept = lru_cache(maxsize=32)(train)
+
+
 def trained(seed: int, **config: Any) -> CLIP:
     """The method of a condition, before it is measured."""
-    return train(seed, watched=False, **config).method
-
-
-_kept = lru_cache(maxsize=8)(train)  # a few pairs begin with the codebook of another condition
+    return _kept(seed, **config).method
 
 
 def few_pairs(

@@ -60,7 +60,7 @@ def test_tiny_fdt_is_fdt(temperature: float) -> None:
     theirs.backward()
     for name, parameter in library.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(gradients[name], parameter.grad, atol=5e-5, rtol=1e-3)
 
 
 def test_tiny_fdt_cools_as_the_library_does() -> None:
