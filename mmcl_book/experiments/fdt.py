@@ -1,9 +1,8 @@
 """FDT: can patches and words speak in the same tokens?
 
-Captions name shape, colour, size and texture (detail 3). Varied: how a CLIP pools its patches; an
-FDT whose weights are dense or sparse, its codebook, a cold start; what the captions name; and, with
-few pairs, what is known before. Measured: retrieval, pointing, which attribute is told, and what
-the tokens mean.
+Captions name shape, colour, size and texture (detail 3). Varied: how a CLIP pools its patches, and
+an FDT, with 4,000 pairs and with few; of few, a codebook that was learned before, or at random.
+Measured: retrieval, pointing, which attribute is told, and what the tokens mean.
 """
 
 from collections.abc import Mapping
