@@ -19,7 +19,7 @@ from torch import Tensor
 from mmcl_book.experiments import small
 from mmcl_book.experiments.calibration import calibration
 from mmcl_book.experiments.parts import Present, choices
-from mmcl_book.experiments.protocol import Trials
+from mmcl_book.experiments.protocol import Better, Trials
 from mmcl_core.batches import Batch
 from mmcl_core.checkpoints import History
 from mmcl_core.data import ShapesCaptions
@@ -61,23 +61,39 @@ TRIALS = {
     "fusion": _tried(),
     "mean imputation": _tried(impute="mean"),
     "longer": _tried(epochs=12),
+    "equal weights": _tried(weights="equal"),
+    "blending": _tried(weights="blended"),
     "modality dropout": _tried(dropout=0.3),
     "picture first": _tried(first="image"),
 }
 SEEDS = tuple(range(10))
+# Chosen in trials, for each. The interventions on the order stand beside a plain fusion of the same
+# setting as theirs.
 SET = {"batch": 32, "lr": 5e-3}
 CONDITIONS: dict[str, dict[str, Any]] = {
-    "fusion": SET,
-    "mean imputation": {"impute": "mean", **SET},
-    "longer": {"epochs": 12, **SET},
-    "modality dropout": {"dropout": 0.3, **SET},
-    "picture first": {"first": "image", **SET},
+    "fusion": {"batch": 32, "lr": 2e-3},
+    "fusion, lr 0.005": SET,
     "words first": {"first": "words", **SET},
     "words late": {"late": 2, **SET},
+    "mean imputation": {"impute": "mean", **SET},
+    "longer": {"epochs": 12, "batch": 64, "lr": 5e-3},
     "equal weights": {"weights": "equal", **SET},
     "blending": {"weights": "blended", **SET},
+    "modality dropout": {"dropout": 0.3, **SET},
+    "picture first": {"first": "image", **SET},
 }
-WEIGHTS = ("fusion", "modality dropout", "picture first")
+_RIVALS = ("fusion", "mean imputation", "longer", "equal weights", "blending")
+BETTER = (
+    Better(
+        "modality dropout", _RIVALS, "accuracy, image", by=0.15,
+        says="From the picture alone, a fusion with modality dropout tells the class better",
+    ),
+    Better(
+        "picture first", _RIVALS, "accuracy, image", by=0.17,
+        says="So does one whose picture encoder learned first, in twice the epochs",
+    ),
+)  # fmt: skip
+WEIGHTS = ("fusion", "equal weights", "modality dropout", "picture first")
 
 
 class Told(NamedTuple):
