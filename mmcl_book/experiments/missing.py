@@ -272,7 +272,7 @@ def tell(method: LateFusion, data: ShapesCaptions) -> Told:
     return Told(logits, vectors, heads)
 
 
-def measure(trained: Trained) -> dict[str, float]:
+def measure(of: Trained) -> dict[str, float]:
     """What is told from every choice of modalities, how sure the classifier is, and how it learned.
 
     For each choice, such as "image + caption": "accuracy", "confidence" and "calibration error";
@@ -283,22 +283,22 @@ def measure(trained: Trained) -> dict[str, float]:
     half an epoch, named by its end. For blending "weight" and "ratio" (`|dO/dG|`, up to 99) of each
     head at the end of each super-epoch but the last one, whose weights train nothing.
     """
-    told, labels, complete = trained.told[-1], trained.labels, MODALITIES
+    told, labels, complete = of.told[-1], of.labels, MODALITIES
     measured = {"chance": chance_of(labels)}
     for present, logits in told.logits.items():
         name, sure = " + ".join(present), calibration(logits, labels)
         measured |= {f"accuracy, {name}": sure.accuracy, f"confidence, {name}": sure.confidence}
         measured[f"calibration error, {name}"] = sure.error
-        for epoch in range(len(trained.told) if present in (("image",), WORDS) else 0):
-            measured[f"accuracy, {name} @{epoch}"] = trained.accuracy(present, epoch)
+        for epoch in range(len(of.told) if present in (("image",), WORDS) else 0):
+            measured[f"accuracy, {name} @{epoch}"] = of.accuracy(present, epoch)
         if present != complete:
             close = closeness(told.vectors[present], told.vectors[complete])
             measured |= {f"cosine, {name}": close.same, f"cosine of others, {name}": close.other}
-    for epoch, each in enumerate(trained.before or trained.told):
+    for epoch, each in enumerate(of.before or of.told):
         measured |= {f"{m} alone @{epoch}": value for m, value in each.heads.items()}
-    for name, values in halves_of_epochs(trained.history).items():
+    for name, values in halves_of_epochs(of.history).items():
         measured |= {f"{name} @{at:g}": value for at, value in values.items()}
-    for earlier, later in zip(trained.blended, trained.blended[1:-1], strict=False):
+    for earlier, later in zip(of.blended, of.blended[1:-1], strict=False):
         for head, ratio in overfitting_to_generalisation(earlier.losses, later.losses).items():
             measured[f"ratio, {head} @{later.epoch}"] = min(ratio, 99.0)
             measured[f"weight, {head} @{later.epoch}"] = later.weights[head]
@@ -326,7 +326,9 @@ def run(seed: int, **config: Any) -> dict[str, float]:
 
 def trained(seed: int, **config: Any) -> LateFusion:
     """The classifier that `run` measures."""
-    return train(seed, **config).method
+    method = train(seed, **config).method
+    method.measured.zero_()  # of Gradient-Blending; NaN cannot be kept
+    return method
 
 
 def right(logits: Tensor, labels: Tensor) -> float:
