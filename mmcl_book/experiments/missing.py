@@ -81,6 +81,9 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "blending": {"weights": "blended", **SET},
     "modality dropout": {"dropout": 0.3, **SET},
     "picture first": {"first": "image", **SET},
+    # As many epochs as the picture's encoder has where it learns first.
+    "equal weights, longer": {"weights": "equal", "epochs": 12, **SET},
+    "modality dropout, longer": {"dropout": 0.3, "epochs": 12, **SET},
 }
 _RIVALS = ("fusion", "mean imputation", "longer", "equal weights", "blending")
 BETTER = (
