@@ -267,8 +267,7 @@ LIVE: list[tuple[str, str, list[str]]] = [
     ("mct", "CLIP", ["recall", "colour before", "same tags"]),
     ("mct", "between + image + tags + caption", ["recall", "colour before", "same tags"]),
     ("fdt", "cooled to 15", ["recall", "image active", "pointing, colour", "purity"]),
-    ("gmc", "GMC", ["accuracy, image", "accuracy, image + caption + tags"]),
-    ("gmc", "digits, GMC", ["accuracy, top"]), ("comparison", "CLIP", []),
+    ("gmc", "GMC", ["found, image", "accuracy, image, 5 labels"]), ("comparison", "CLIP", []),
     ("alternatives", "MMVAE", ["colour drawn, caption", "colour told, image", "error, image"]),
 ]  # fmt: skip
 
