@@ -40,7 +40,7 @@ from mmcl_core.methods import GMC, LateFusion
 from mmcl_core.methods.method import unit
 from mmcl_core.training import Progress, fit
 
-SEEDS = tuple(range(5))
+SEEDS = tuple(range(3))
 SCENES, TESTED, EPOCHS = 2000, 1000, 8
 PICTURE: Present = ("image",)
 LABELS = (2, 5, 20)  # a class
@@ -58,7 +58,7 @@ EVERY = ("no joint network", "one CLIP")
 BETTER = (
     Better(
         "GMC", EVERY, "found, image", by=0.07,
-        says="Without any label, the complete scene nearest to a picture is of its class more often",
+        says="With no label, the complete scene nearest to a picture is of its class more often",
     ),
     Better(
         "GMC", (*EVERY, "co-trained, 2 labels"), "accuracy, pictures labelled, 2 labels", by=0.05,
@@ -66,7 +66,7 @@ BETTER = (
     ),
     Better(
         "GMC", (*EVERY, "modality dropout"), "accuracy, image", by=0.05,
-        says="Of what serves every choice of parts, with all labels, it tells the picture alone best",
+        says="Of what serves every choice of parts, with all labels, it reads the picture best",
     ),
 )  # fmt: skip
 WEIGHTS = ("GMC",)
