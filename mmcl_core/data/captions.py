@@ -18,7 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,11 +36,12 @@ from mmcl_core.errors import DataError, MMCLError, check_count
 _FLICKR_FOLDERS = (
     "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images", "flickr30k-images",
 )  # fmt: skip
-_TABLES = ("captions.txt", "results.csv")
+_TABLES = ("captions.txt", "captions.csv", "results.csv")
 _TOKENS = ("Flickr8k.token.txt", "results_20130124.token")
+_TEXTS = "Flickr8k_text"  # where the authors' captions and lists lie, if not beside the pictures
 COLUMNS = (("image", "image_name"), ("caption", "comment"))
-# A row in quotes may go on in so many lines.
-_LINES = 20
+_LINES = 20  # in so many, a row in quotes may go on
+_FEW = 1000  # one bad row in so many is left out, with a warning
 
 
 class CaptionFolder(BatchDataset):
@@ -48,28 +49,33 @@ class CaptionFolder(BatchDataset):
 
     The layout is recognised from the first of these that is there:
 
-    - ``captions.txt`` (Flickr8k as found today) or ``results.csv`` (Flickr30k): a table with the
-      columns ``image`` and ``caption``, or ``image_name`` and ``comment``, parted by commas,
-      semicolons, tabs or ``|``, and quoted where a caption has one of these;
+    - ``captions.txt`` or ``captions.csv`` (Flickr8k as found today), ``results.csv`` (Flickr30k): a
+      table with the columns ``image`` and ``caption``, or ``image_name`` and ``comment``, parted by
+      commas, semicolons, tabs or ``|``, and quoted where a caption has one of these;
     - ``Flickr8k.token.txt`` or ``results_20130124.token``: lines ``name.jpg#0<TAB>caption`` (the
-      authors' archives);
+      authors' archives), here or in ``Flickr8k_text/``;
     - ``annotations/captions_<split>.json``: COCO captions; pictures in ``<split>/``.
 
-    Pictures of the first two lie in ``Images/``, or in the folder of the archive. A picture without
-    a row in these files is not part of the data. Pictures come in the order in which the files
-    first name them; a picture's captions in the order of the files.
+    Pictures of the first two lie in ``Images/``, or in the folder of the archive; those without a
+    row are not part of the data. They come in the order in which the files first name them, and a
+    picture's captions in the order of the files.
 
     Pictures are decoded when asked for: turned upright by their EXIF tag, converted to RGB, and the
     largest centred square is resized to `size` (bicubic), as CLIP does it. A JPEG is decoded at a
     half, a quarter or an eighth where that leaves at least twice `size`. The pictures of a batch
     are decoded in threads, on all cores.
 
-    **Bad rows.** A malformed row (the published Flickr30k has one), an empty caption, one that is
-    too long, a picture that is missing: with ``on_error="raise"`` all of them are reported in one
-    `DataError`, with file and row. With ``on_error="skip"`` they are left out, a warning says how
-    many and which, and `skipped` lists every one. An unreadable picture shows only when it is
-    decoded: a `DataError` with file and row. With "skip" each picture is decoded once at the start,
-    so that training cannot stop half-way; this takes as long as one pass over the pictures.
+    **Bad rows.** A malformed row, an empty caption, one that is too long, a picture that is not
+    there: up to one in a thousand rows, as in the published Flickr8k and Flickr30k, are left out
+    with a warning that says how many and which; more are a `DataError` with file and row. With
+    ``on_error="skip"`` any number is left out, and with "raise" none. An unreadable picture shows
+    only when it is decoded: a `DataError`, too. With "skip" each picture is decoded once at the
+    start, so that training cannot stop half-way; this takes as long as one pass over the pictures.
+
+    **Odd rows.** The same caption twice for one picture (the published Flickr8k has ten, COCO's
+    val2017 six: two people wrote the same words), and pictures of a split list that have no
+    captions (copies of Flickr8k's test list name one), are no reason to stop: a warning counts
+    them.
 
     A batch has "image", "caption" (the first of each picture), "text" (its code) and "index".
 
@@ -83,6 +89,7 @@ class CaptionFolder(BatchDataset):
         tokenizer: the `WordTokenizer` of `sentences`.
         rows: int64 `[N]`, the number of each picture among those that were read.
         skipped: one line of text for each row left out: file, row, reason.
+        notes: one for each odd row.
         size: side of a picture in pixels.
 
     Args:
@@ -97,10 +104,8 @@ class CaptionFolder(BatchDataset):
         max_length: most ids of a caption, start and end included; None takes the limit of the
             tokenizer, or 64 where none is given.
         truncate: cut captions that are too long instead of reporting them.
-        on_error: "raise" or "skip", see above.
+        on_error: "few", "raise" or "skip", see above.
         keep_duplicates: accept the same caption twice for one picture; False makes it a bad row.
-            The published Flickr8k has ten such pairs, COCO's val2017 six: two people wrote the
-            same words.
 
     Raises:
         DataError: the layout is not recognised, a file or a row cannot be used, or nothing is left.
@@ -119,12 +124,12 @@ class CaptionFolder(BatchDataset):
         sentences: int = 5,
         max_length: int | None = None,
         truncate: bool = False,
-        on_error: Literal["raise", "skip"] = "raise",
+        on_error: Literal["few", "raise", "skip"] = "few",
         keep_duplicates: bool = True,
     ) -> None:
         self.size, sentences = check_count("size", size), check_count("sentences", sentences)
-        if on_error not in ("raise", "skip"):
-            raise MMCLError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
+        if on_error not in ("few", "raise", "skip"):
+            raise MMCLError(f"on_error: expected 'few', 'raise' or 'skip', got {on_error!r}")
         limit = 64 if tokenizer is None else tokenizer.max_length
         if tokenizer is not None and max_length not in (None, limit):
             raise MMCLError(
@@ -134,14 +139,15 @@ class CaptionFolder(BatchDataset):
         limit = limit if max_length is None else check_count("max_length", max_length, 3)
 
         problems: list[str] = []
+        notes: list[str] = []
+        odd, most = notes if keep_duplicates else problems, None if truncate else limit
         rows = [
             row
             for source in _find_sources(Path(root), split, problems)
-            for row in _usable_rows(
-                source, problems, None if truncate else limit, keep_duplicates=keep_duplicates
-            )
+            for row in _usable_rows(source, problems, notes, odd, most)
         ]
-        if problems and on_error == "raise":
+        few = on_error == "few" and _FEW * len(problems) <= len(rows)
+        if problems and on_error != "skip" and not few:
             raise DataError(
                 f"{summary(problems)}. Correct the rows, or pass on_error='skip' to leave them out"
             )
@@ -160,10 +166,13 @@ class CaptionFolder(BatchDataset):
                 "lists all",
                 stacklevel=2,
             )
+        if notes:
+            text = f"{summary(notes, 'to know of')}. The attribute `notes` lists all"
+            warnings.warn(text, stacklevel=2)
         if not by_path:
             raise DataError(f"{root}: expected captioned pictures, got no usable row")
 
-        self.skipped = problems
+        self.skipped, self.notes = problems, notes
         self.paths = [Path(path) for path in by_path]
         self._captions = [[row.caption for row in found] for found in by_path.values()]
         self._where = [found[0].where for found in by_path.values()]
@@ -239,8 +248,9 @@ class _Source:
 def _find_sources(root: Path, split: str | None, problems: list[str]) -> list[_Source]:
     readers = dict.fromkeys(_TABLES, read_table) | dict.fromkeys(_TOKENS, _read_tokens)
     for name, read in readers.items():
-        if (file := root / name).is_file():
-            return [_flickr_source(root, split, file, read, problems)]
+        for file in (root / name, root / _TEXTS / name):
+            if file.is_file():
+                return [_flickr_source(root, split, file, read, problems)]
     found = sorted((root / "annotations").glob("captions_*.json"))
     if not found:
         raise DataError(
@@ -273,28 +283,28 @@ def _flickr_source(
         )
     if split is None:
         return _Source(file, read, folder)
-    listing = root / f"Flickr_8k.{split}Images.txt"
+    name = f"Flickr_8k.{split}Images.txt"
+    listing = next((at / name for at in (file.parent, root) if (at / name).is_file()), root / name)
     if not listing.is_file():
-        others = sorted(path.name for path in root.glob("Flickr_8k.*Images.txt"))
+        others = sorted(path.name for path in file.parent.glob("Flickr_8k.*Images.txt"))
         raise DataError(
             f"{root}: expected {listing.name} for split={split!r}, got "
             f"{others or 'no split list'}; split=None takes all pictures, and subset() any part "
             "of them"
         )
     wanted: dict[str, str] = {}
-    for number, name in _lines(listing, problems):
-        where = f"{listing.name}, line {number}"
-        if name.strip() in wanted:
-            problems.append(f"{where}: {name.strip()} stands there twice")
-        else:
-            wanted[name.strip()] = where
+    for number, line in _lines(listing, problems):
+        wanted.setdefault(line.strip(), f"{listing.name}, line {number}")
     return _Source(file, read, folder, wanted)
 
 
 def _usable_rows(
-    source: _Source, problems: list[str], limit: int | None, *, keep_duplicates: bool
+    source: _Source, problems: list[str], notes: list[str], odd: list[str], limit: int | None
 ) -> Iterator[_Row]:
-    """The rows of one file that can be used; a line about every other one goes to `problems`."""
+    """The rows of one file that can be used; a line about every other one goes to `problems`.
+
+    `odd` is where captions go that stand twice: `problems`, or `notes`, and then they are used.
+    """
     with os.scandir(source.folder) as entries:
         paths = {entry.name: entry.path for entry in entries if entry.is_file()}
     first: dict[tuple[str, str], str] = {}
@@ -315,16 +325,15 @@ def _usable_rows(
                 f"{len(words) + 2} from {caption[:60]!r}... (truncate=True cuts it, max_length "
                 "moves the limit)"
             )
-        elif earlier is not where and not keep_duplicates:
-            problems.append(
-                f"{where}: {name} has the same caption as in {earlier.rpartition(', ')[2]}, "
-                f"{caption[:60]!r} (keep_duplicates=True accepts it)"
-            )
         else:
-            yield _Row(where, paths[name], caption, " ".join(words))
+            if earlier is not where:
+                line = earlier.rpartition(", ")[2]
+                odd.append(f"{where}: {name} has the same caption as in {line}, {caption[:60]!r}")
+            if earlier is where or odd is notes:
+                yield _Row(where, paths[name], caption, " ".join(words))
     for name, where in (source.wanted or {}).items():
         if name not in named:
-            problems.append(f"{where}: {name} has no row in {source.file.name}")
+            notes.append(f"{where}: {name} has no row in {source.file.name}")
 
 
 def _lines(path: Path, problems: list[str]) -> Iterator[tuple[int, str]]:
@@ -406,15 +415,15 @@ def _quoted(lines: list[tuple[int, str]], i: int, comma: str) -> tuple[list[str]
 
 def _read_tokens(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
     """Yields place, picture name, caption from lines ``name.jpg#0<TAB>caption``."""
-    keys: dict[str, int] = {}
+    keys: dict[str, tuple[int, str]] = {}
     for number, line in _lines(path, problems):
         where = f"{path.name}, line {number}"
         key, tab, caption = line.partition("\t")
         name, _, sentence = key.strip().rpartition("#")
         if not tab or not name or not sentence.isdecimal():
             problems.append(f"{where}: expected 'name.jpg#0<TAB>caption', got {line[:60]!r}")
-        elif (earlier := keys.setdefault(key.strip(), number)) != number:
-            problems.append(f"{where}: {key.strip()} is already in line {earlier}")
+        elif (earlier := keys.setdefault(key.strip(), (number, caption)))[1] != caption:
+            problems.append(f"{where}: {key.strip()} is already in line {earlier[0]}")
         else:
             yield where, name, caption.strip()
 
@@ -471,11 +480,11 @@ def _fields(entry: Any, *names: str) -> list[Any]:
     return [entry.get(name) if isinstance(entry, dict) else None for name in names]
 
 
-def summary(problems: list[str], shown: int = 5) -> str:
-    """How many rows cannot be used, and what is wrong with the first ones."""
-    text = "; ".join(islice(problems, shown))
+def summary(problems: list[str], what: str = "cannot be used", shown: int = 5) -> str:
+    """How many rows there are something about, and what of the first ones."""
     more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
-    return f"{len(problems)} row{'s' * (len(problems) > 1)} cannot be used: {text}{more}"
+    rows = "1 row" if len(problems) == 1 else f"{len(problems)} rows"
+    return f"{rows} {what}: {'; '.join(problems[:shown])}{more}"
 
 
 def _unreadable(paths: list[str], size: int) -> list[tuple[str, Exception]]:
