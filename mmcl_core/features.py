@@ -6,31 +6,33 @@ Its answers are kept on disk, and a method trains on them in place of the pictur
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import inspect
-import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmcl_core.batches import Batch, BatchDataset, Indices
+from mmcl_core.batches import Batch, BatchDataset, Indices, require
 from mmcl_core.data.captions import CaptionFolder
+from mmcl_core.data.pictures import in_threads
 from mmcl_core.encoders import Block, Encoded
-from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count
-from mmcl_core.files import put_in_place, write_whole
+from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count, check_number
+from mmcl_core.files import put_in_place
 from mmcl_core.modules import evaluating, taking
 
-# Float32 features of a picture alone, and of it in a batch, differ by less of the largest.
-_SAME = 1e-4
+# Features of a picture alone, and of it in a batch, differ by less of the largest; in float16, so
+# does the rounding.
+_SAME = {"float16": 1e-3, "float32": 1e-4}
 
 
 def cached_features(
@@ -40,16 +42,17 @@ def cached_features(
     *,
     name: str,
     batch_size: int = 64,
+    dtype: Literal["float16", "float32"] = "float16",
     progress: bool = True,
 ) -> np.ndarray:
     """What an encoder says of each picture, computed once and kept on disk.
 
-    The file is named after `name`; after the pictures: their names, lengths and times of change,
-    their order, and the size to which they are decoded; and after the weights of the encoder. So
-    other pictures, another size or other weights make another file. Weights are those of `encode`
-    where it is a module or a method of one, and of modules that a function uses by name. What else
-    has changed in a function cannot be seen from outside: so the first and the last picture are
-    always computed anew, and compared.
+    A picture is known by the content of its file: a subset, or the pictures in another order, are
+    not encoded again. The files are named after `name`, and after the size to which pictures are
+    decoded and the weights of the encoder; so another size or other weights make other files.
+    Weights are those of `encode` where it is a module or a method of one, and of modules that a
+    function uses by name. What else has changed in a function cannot be seen from outside: so the
+    first and the last picture are always computed anew, and compared.
 
     The rows are written batch by batch to a file that gets its name when all are there. A call that
     was stopped is taken up after the last whole batch by the next one.
@@ -60,50 +63,86 @@ def cached_features(
             tokens `[B, N, D]`. What it wants besides, such as a mean taken off, is its own affair.
             If it is a module, it runs where its weights are, in eval mode; never with gradients.
         folder: where the files of features are; made where it is not there.
-        name: of the encoder and its weights, for the file: letters, digits, "." "-" "_".
+        name: of the encoder and its weights, for the files: letters, digits, "." "-" "_".
         batch_size: pictures encoded at once.
+        dtype: of the files. Values too large or too small for float16 are an error.
         progress: show a bar.
 
     Returns:
-        float32 `[len(data), D]` or `[len(data), N, D]`, read from disk when asked for
-        (`numpy.memmap`), read-only.
+        `[len(data), D]` or `[len(data), N, D]` of that type, read-only. Where the pictures lie in
+        one file in this order, read from disk when asked for (`numpy.memmap`); else in memory.
 
     Raises:
         ShapeError: `encode` returns something else, or values that are not finite.
-        DataError: a picture cannot be read; or the file has other features than `encode` gives.
-        MMCLError: a name or size that cannot be used.
+        DataError: a picture cannot be read; or a file has other features than `encode` gives.
+        MMCLError: a name, a type or a size that cannot be used.
     """
     batch_size = check_count("batch_size", batch_size)
     if not re.fullmatch(r"[\w.-]+", name):
         raise MMCLError(f"expected a name of letters, digits and .-_; got {name!r}")
-    with _frozen(encode) as apply:
+    if dtype not in _SAME:
+        raise MMCLError(f"dtype must be 'float16' or 'float32'; got {dtype!r}")
+    with frozen(encode) as apply:
         ends = sorted({0, len(data) - 1})
         asked = apply(data.batch(ends)["image"])
-        shape = (len(data), *asked.shape[1:])
-        path = Path(folder) / f"{name}-{_key(data, encode)}.npy"
-        if not path.exists():
-            _write(path, shape, data, apply, batch_size, progress)
-    features = np.load(path, mmap_mode="r")
-    if features.shape != shape or abs(features[ends] - asked).max() > _SAME * abs(asked).max():
-        raise DataError(
-            f"{path}: expected what the encoder {name!r} gives for these pictures, got other "
-            f"features ({list(features.shape)}). Has the encoder changed? Give it another name, or "
+        stem = Path(folder) / f"{name}-{_sum(_about(data.size, dtype, encode))}"
+        kind = np.dtype([("mark", "S16"), ("row", dtype, asked.shape[1:])])
+        wrong = (
+            f"expected what the encoder {name!r} gives for these pictures, {list(asked.shape[1:])} "
+            "for each; got other features. Has the encoder changed? Give it another name, or "
             "remove the file"
         )
+        parts: list[np.ndarray] = []
+        found: dict[bytes, tuple[int, int]] = {}  # the mark of a picture: its file, its row
+
+        def read(path: Path) -> None:
+            part = np.load(path, mmap_mode="r")
+            if part.dtype != kind:
+                raise DataError(f"{path}: {wrong}")
+            found.update({mark: (len(parts), i) for i, mark in enumerate(part["mark"].tolist())})
+            parts.append(part["row"])
+
+        for path in sorted(stem.parent.glob(f"{glob.escape(stem.name)}-*.npy")):
+            read(path)
+        marks = in_threads(_mark, data.paths)
+        if new := {mark: i for i, mark in enumerate(marks) if mark not in found}:
+            path = stem.parent / f"{stem.name}-{_sum(new)}.npy"
+            _write(path, new, kind, data, apply, batch_size, progress)
+            read(path)
+    files, rows = np.array([found[mark] for mark in marks]).T
+    if (files == files[0]).all() and (np.diff(rows) == 1).all():
+        features = parts[files[0]][rows[0] : rows[-1] + 1]
+    else:
+        features = np.empty((len(marks), *asked.shape[1:]), dtype)
+        for i, part in enumerate(parts):
+            features[files == i] = part[rows[files == i]]
+        features.flags.writeable = False
+    if abs(features[ends] - asked).max() > _SAME[dtype] * abs(asked).max():
+        raise DataError(f"{stem}-*.npy: {wrong}")
     return features
 
 
-def _key(data: CaptionFolder, encode: Any) -> str:
-    """A short sum of what the pictures and the weights of the encoder are."""
-    digest = hashlib.sha256(f"{data.size}".encode())
-    for path in data.paths:
-        about = path.stat()
-        digest.update(f"\0{path.name}\0{about.st_size}\0{about.st_mtime_ns}".encode())
+def _sum(parts: Iterable[bytes]) -> str:
+    """A short sum of bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _about(size: int, dtype: str, encode: Any) -> Iterator[bytes]:
+    """All that is known to decide what the encoder gives for a picture."""
+    yield f"{size} {dtype}".encode()
     for module in _modules(encode, set()):
         for name, value in chain(module.named_parameters(), module.named_buffers()):
-            digest.update(f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
-            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+            yield f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode()
+            yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _mark(path: Path) -> bytes:
+    """What a picture is known by: a short sum of its file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16].encode()
 
 
 def _modules(part: Any, known: set[int]) -> list[nn.Module]:
@@ -128,7 +167,7 @@ def _modules(part: Any, known: set[int]) -> list[nn.Module]:
 
 
 @contextmanager
-def _frozen(encode: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], np.ndarray]]:
+def frozen(encode: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], np.ndarray]]:
     """`encode` without gradients and in eval mode, its answers checked: float32 arrays."""
     modules = [encode] if isinstance(encode, nn.Module) else []
     take = taking(*modules) if modules else dict
@@ -156,48 +195,51 @@ def _frozen(encode: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], n
 
 def _write(
     path: Path,
-    shape: tuple[int, ...],
+    new: dict[bytes, int],
+    kind: np.dtype,
     data: CaptionFolder,
     apply: Callable[[Tensor], np.ndarray],
     batch_size: int,
     progress: bool,
 ) -> None:
-    """Computes all rows, from where an earlier call was stopped, and gives the file its name."""
+    """Computes the rows of new pictures, by their marks, and gives the file its name.
+
+    It goes on where an earlier call was stopped: after the last row that has its mark.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, note = path.with_suffix(".part"), path.with_suffix(".part.json")
-    done = _done(part, note, shape)
-    if done:
+    part, marks = path.with_suffix(".part"), np.array(list(new))
+    try:
         rows = np.lib.format.open_memmap(part, mode="r+")
-    else:
-        rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+        if rows.dtype != kind or rows.shape != marks.shape:
+            raise ValueError
+    except (OSError, ValueError):  # nothing there, or nothing that can be relied on
+        rows = np.lib.format.open_memmap(part, mode="w+", dtype=kind, shape=marks.shape)
+    done, own = int((rows["mark"] == marks).cumprod().sum()), list(new.values())
     with tqdm(
-        total=shape[0], initial=done, disable=not progress, unit="picture", desc=path.stem
+        total=len(own), initial=done, disable=not progress, unit="picture", desc=path.stem
     ) as bar:
-        for start in range(done, shape[0], batch_size):
-            index = range(start, min(start + batch_size, shape[0]))
-            found = apply(data.batch(index)["image"])
-            if found.shape[1:] != shape[1:]:
+        for start in range(done, len(own), batch_size):
+            stop = min(start + batch_size, len(own))
+            found = apply(data.batch(own[start:stop])["image"])
+            if found.shape[1:] != kind["row"].shape:
                 raise ShapeError(
-                    f"encode: expected {list(shape[1:])} for each picture, as for the first, got "
-                    f"{list(found.shape[1:])}"
+                    f"encode: expected {list(kind['row'].shape)} for each picture, as for the "
+                    f"first, got {list(found.shape[1:])}"
                 )
-            rows[start : index.stop] = found
-            rows.flush()  # the rows first, and then the note that they are there
-            write_whole(note, json.dumps({"shape": shape, "done": index.stop}))
-            bar.update(len(index))
+            with np.errstate(over="ignore"):
+                rows["row"][start:stop] = found
+            largest, dtype = abs(found).max(), kind["row"].base.name
+            if not abs(rows["row"][start:stop] - found).max() <= _SAME[dtype] * largest:
+                raise ShapeError(
+                    f"encode: features of up to {largest:.3g} do not fit into {dtype}; pass "
+                    "dtype='float32'"
+                )
+            rows.flush()  # the rows first, and then the marks: they say that the rows are there
+            rows["mark"][start:stop] = marks[start:stop]
+            rows.flush()
+            bar.update(stop - start)
     del rows
     put_in_place(part, path)
-    note.unlink()
-
-
-def _done(part: Path, note: Path, shape: tuple[int, ...]) -> int:
-    """How many rows of a stopped call can be kept."""
-    try:
-        said = json.loads(note.read_text(encoding="utf-8"))
-        rows = np.load(part, mmap_mode="r")
-        return int(said["done"]) if (*rows.shape,) == shape == (*said["shape"],) else 0
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0  # nothing there, or nothing that can be relied on
 
 
 class FeatureCaptions(BatchDataset):
@@ -233,6 +275,11 @@ class FeatureCaptions(BatchDataset):
         self.data, self.rows = data, data.rows
         self.sentences, self.texts = data.sentences, data.texts
         self.tokenizer, self.paths = data.tokenizer, data.paths
+
+    @property
+    def width(self) -> int:
+        """Width D of the features."""
+        return self.features.shape[-1]
 
     def captions(self, i: int) -> list[str]:
         """All captions of picture `i`."""
@@ -294,17 +341,24 @@ class FeatureEncoder(nn.Module):
     """Frozen features to what every encoder returns: a linear map, then transformer blocks.
 
     A feature `[B, D]` counts as one token; tokens `[B, N, D]` may speak to each other in the
-    blocks. The pooled vector is the maximum over the tokens, as in `ImageEncoder`.
+    blocks.
 
     Args:
         features: width D of the features.
         width: width F of tokens and pooled vector.
         depth: number of transformer blocks; 0 leaves the linear map alone.
         heads: attention heads in each block.
+        pool: how the tokens become the pooled vector, "max" or "mean", as in `ImageEncoder`.
     """
 
-    def __init__(self, features: int, *, width: int = 128, depth: int = 1, heads: int = 4) -> None:
+    def __init__(
+        self, features: int, *, width: int = 128, depth: int = 1, heads: int = 4,
+        pool: Literal["max", "mean"] = "max",
+    ) -> None:  # fmt: skip
         super().__init__()
+        if pool not in ("max", "mean"):
+            raise MMCLError(f"pool must be 'max' or 'mean'; got {pool!r}")
+        self.pool = pool
         self.features, self.width = check_count("features", features), check_count("width", width)
         check_count("depth", depth, 0)
         # Others' features come at any scale.
@@ -323,4 +377,48 @@ class FeatureEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        return Encoded(x.amax(dim=1), x, x.new_ones(x.shape[:2], dtype=torch.bool))
+        pooled = x.amax(dim=1) if self.pool == "max" else x.mean(dim=1)
+        return Encoded(pooled, x, x.new_ones(x.shape[:2], dtype=torch.bool))
+
+
+def drop_features(
+    *, tokens: float = 0.0, values: float = 0.0, views: Sequence[str] = ("image",)
+) -> Callable[[Batch], Batch]:
+    """Dropout of features, as an augmentation (see `mmcl_core.data.augment`).
+
+    A small set is soon learned by heart; each sample and each view is drawn by itself from
+    `batch["image"]`, so that no two epochs show the same. What crops are to pictures, this is to
+    features: MoCo and MCT take a second view ("image_view").
+
+    Args:
+        tokens: share of the tokens of `[B, N, D]` that are left out, in [0, 1); one stays.
+        values: probability of each number to become 0, in [0, 1); the others grow by as much.
+        views: the keys to write. "image" is then replaced.
+
+    Raises:
+        MMCLError: a share or `views` cannot be used.
+        MissingModalityError: a batch comes without "image".
+        ShapeError: "image" is not float `[B, D]` or `[B, N, D]`.
+    """
+    tokens = check_number("tokens", tokens, "[0, 1)")
+    values = check_number("values", values, "[0, 1)")
+    if not views or not set(views) <= {"image", "image_view"}:
+        raise MMCLError(f"views: expected 'image', 'image_view' or both, got {tuple(views)}")
+
+    def one(x: Tensor) -> Tensor:
+        if x.ndim == 3 and tokens:
+            kept = max(1, round((1 - tokens) * x.shape[1]))
+            chosen = torch.rand(x.shape[:2]).argsort(1)[:, :kept].sort(1).values.to(x.device)
+            x = x.gather(1, chosen[:, :, None].expand(-1, -1, x.shape[2]))
+        return x * (torch.rand(x.shape) >= values).to(x) / (1 - values) if values else x
+
+    def apply(batch: Batch) -> Batch:
+        require(batch, "drop_features needs", "image")
+        x = batch["image"]
+        if x.ndim not in (2, 3) or not x.is_floating_point():
+            raise ShapeError(
+                f"image: expected features [B, D] or [B, N, D], got {x.dtype} {list(x.shape)}"
+            )
+        return {**batch, **{name: one(x) for name in views}}
+
+    return apply

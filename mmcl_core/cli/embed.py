@@ -168,7 +168,7 @@ def embed_folder(
         batch, unreadable = pictures.read(numbers)
         bad += [f"{pictures.names[i]} ({error})" for i, error in unreadable.items()]
         if len(batch["index"]) and (skip_bad or not bad):  # else the others are only looked for
-            rows.append(embed_all(run.method, {"image": batch["image"]}, ("image",)))
+            rows.append(embed_all(run.method, {"image": run.see(batch["image"])}, ("image",)))
             kept += [i for i in numbers if i not in unreadable]
         done(len(numbers))
     if bad and (not skip_bad or not kept):

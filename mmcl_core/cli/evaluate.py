@@ -16,6 +16,7 @@ from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import ATTRIBUTES
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import summary
+from mmcl_core.modules import device_of
 
 PAIRS, SEED = 1000, 777  # the test scenes of the book
 
@@ -188,10 +189,11 @@ def _on_pictures(run: TrainedRun, args: argparse.Namespace) -> dict[str, tuple[s
         split = arguments.split
     skip = args.skip_bad_rows or bool(arguments.skip_bad_rows)
     data = arguments.pictures(root, split, run.tokenizer, skip)
+    seen = arguments.as_features(data, run.folder, device_of(run.method))
     on = f"{len(data)} pictures of {root}" + ("" if split is None else f", split {split}")
     if ours:
         on = f"the {len(data)} pictures of the training"
-    return {name: (on, MEASURES[name].values(run, data, None)) for name in entry.pictures}
+    return {name: (on, MEASURES[name].values(run, seen, None)) for name in entry.pictures}
 
 
 def _print_table(measure: Measure, values: Values) -> None:

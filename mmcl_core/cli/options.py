@@ -119,6 +119,19 @@ def rate(typed: str) -> float:
     return value
 
 
+def share(typed: str) -> float:
+    value = 0.0 if typed in ("0", "0.0") else rate(typed)
+    if value >= 1:
+        raise _fail("a number from 0 to below 1", typed)
+    return value
+
+
+def pool(typed: str) -> str:
+    if typed not in ("mean", "max"):
+        raise _fail("mean or max", typed)
+    return typed
+
+
 def objects(typed: str) -> str:
     low, dash, high = typed.partition("-")
     high = high if dash else low  # "2" is "2-2"
@@ -146,6 +159,8 @@ READ: dict[str, Callable[[str], object]] = {
     "PIXELS": _whole("a multiple of 8, from 8 to 1024", 8, 1024, step=8),
     "RATE": rate,
     "LOW-HIGH": objects,
+    "SHARE": share,
+    "mean|max": pool,
     "METHOD": method,
     "WORDS": str,
 }

@@ -6,32 +6,41 @@
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmcl_core import __version__
 from mmcl_core.checkpoints import load_checkpoint, read_checkpoint
-from mmcl_core.cli.registry import METHODS, Recipe
+from mmcl_core.cli.registry import METHODS, Frozen, Recipe
 from mmcl_core.data import CaptionFolder, ShapesCaptions, WordTokenizer
 from mmcl_core.distributed import world_size
-from mmcl_core.errors import CheckpointError, MMCLError
+from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
+from mmcl_core.features import FeatureCaptions, cached_features, frozen
 from mmcl_core.files import write_whole
+from mmcl_core.frozen import Encode, frozen_encoder
+from mmcl_core.modules import device_of
 
+CPU = torch.device("cpu")
 DATA_SEED = 0  # of the scenes that are trained on
 
 # What a run is made with where nothing else is asked for. The rest is the method's own.
 ALWAYS = {"seed": 0, "autocast": False}
 OF_SHAPES = {"pairs": 5000, "detail": 4, "objects": "1-3", "size": 48}
 OF_A_FOLDER = {"split": None, "skip_bad_rows": False, "size": 64}
+OF_FEATURES = {"features": None, "pool": "mean", "dropout": 0.2, "size": 0}  # 0: the encoder's
+
+_encoder = functools.cache(frozen_encoder)
 
 
 @dataclass(frozen=True)
@@ -53,18 +62,56 @@ class Run:
     # Of a folder; None for shapes.
     split: str | None = None
     skip_bad_rows: bool | None = None
+    # Of frozen features of a folder; None for its pictures.
+    features: str | None = None  # what `frozen_encoder` takes
+    feature_width: int | None = None
+    pool: str | None = None
+    dropout: float | None = None
 
     @property
     def shapes(self) -> bool:
         return self.data == "shapes"
 
-    def training_data(self, folder: Path) -> ShapesCaptions | CaptionFolder:
+    def encoder(self, device: torch.device) -> Encode:
+        """What gives the features."""
+        encode = _encoder(self.features or "")
+        return encode.to(device) if isinstance(encode, nn.Module) else encode
+
+    def sized(self, device: torch.device) -> "Run":
+        """With the size of pictures, where none was asked for, and the width of the encoder."""
+        if self.features is None:
+            return self
+        run = replace(self, size=self.size or getattr(self.encoder(device), "size", 224))
+        return replace(run, feature_width=run.see(torch.zeros(1, 3, run.size, run.size)).shape[-1])
+
+    def see(self, images: Tensor, device: torch.device = CPU) -> Tensor:
+        """What the method gets of pictures [B, 3, S, S]: these, or their features, [B, (N,) D].
+
+        Raises:
+            ShapeError: the encoder gives features of another width than in the training.
+        """
+        if self.features is None:
+            return images
+        with frozen(self.encoder(device)) as apply:
+            found = torch.from_numpy(apply(images))
+        if self.feature_width not in (None, found.shape[-1]):
+            raise ShapeError(
+                f"{self.features}: expected features of width {self.feature_width}, as in the "
+                f"training; got {found.shape[-1]}"
+            )
+        return found
+
+    def training_data(
+        self, folder: Path, device: torch.device = CPU, *, progress: bool = False
+    ) -> ShapesCaptions | CaptionFolder | FeatureCaptions:
         """What is trained on; pictures with the words of the run, if there are some already."""
         if self.shapes:
             return self.scenes(self.pairs or 0, DATA_SEED)
         words = folder / "tokenizer.json"
         tokenizer = WordTokenizer.load(words) if words.exists() else None
-        return self.pictures(self.data, self.split, tokenizer, bool(self.skip_bad_rows))
+        skip = bool(self.skip_bad_rows)
+        data = self.pictures(self.data, self.split, tokenizer, skip)
+        return self.as_features(data, folder, device, progress=progress)
 
     def scenes(self, n: int, seed: int, *, objects: str | None = None) -> ShapesCaptions:
         """Scenes like those of the training; `objects` may be other ones."""
@@ -82,8 +129,21 @@ class Run:
             split=split,
             size=self.size,
             tokenizer=words,
-            on_error="skip" if skip_bad_rows else "raise",
+            on_error="skip" if skip_bad_rows else "few",
         )
+
+    def as_features(
+        self, data: CaptionFolder, folder: Path, device: torch.device, *, progress: bool = False
+    ) -> CaptionFolder | FeatureCaptions:
+        """What the method gets of a folder; features are kept beside the folder of the run."""
+        if self.features is None:
+            return data
+        self.see(torch.zeros(1, 3, self.size, self.size), device)  # of the width that is expected
+        found = cached_features(
+            data, self.encoder(device), folder.resolve().parent / "features",
+            name=re.sub(r"[^\w.-]+", "-", self.features), progress=progress,
+        )  # fmt: skip
+        return FeatureCaptions(data, found)
 
     def steps(self, samples: int) -> int:
         """Steps of the whole training."""
@@ -94,7 +154,9 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would seed GPUs, too, where nothing is drawn.
             torch.default_generator.manual_seed(self.seed)
-            return METHODS[self.method].recipe(data, self.batch_size, steps)
+            look: Any = (self.feature_width, self.pool, self.dropout)
+            how = None if self.features is None else Frozen(*look)
+            return METHODS[self.method].recipe(data, self.batch_size, steps, how)
 
 
 def read_run(folder: Path) -> Run:
@@ -180,6 +242,10 @@ class TrainedRun:
     def size(self) -> int:
         """Side in pixels of the pictures that it takes."""
         return self.arguments.size
+
+    def see(self, images: Tensor) -> Tensor:
+        """What the method gets of pictures float32 [B, 3, size, size]: these, or their features."""
+        return self.arguments.see(images, device_of(self.method))
 
 
 class _Like(SimpleNamespace):

@@ -128,7 +128,7 @@ def embed_picture(run: TrainedRun, path: str | os.PathLike[str]) -> Tensor:
         DataError: the picture cannot be read.
     """
     try:
-        image = as_images([decode(path, run.size)], run.size)
+        image = run.see(as_images([decode(path, run.size)], run.size))
     except Exception as error:  # damaged files make Pillow raise errors of many kinds
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"the picture {path} cannot be read ({reason})") from error
