@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmcl_core.batches import Batch, BatchDataset, Indices, require
+from mmcl_core.batches import Batch, require
 from mmcl_core.data.captions import CaptionFolder
 from mmcl_core.data.pictures import in_threads
 from mmcl_core.encoders import Block, Encoded
@@ -36,21 +36,15 @@ _SAME = {"float16": 1e-3, "float32": 1e-4}
 
 
 def cached_features(
-    data: CaptionFolder,
-    encode: Callable[[Tensor], Tensor],
-    folder: str | os.PathLike[str],
-    *,
-    name: str,
-    batch_size: int = 64,
-    dtype: Literal["float16", "float32"] = "float16",
+    data: CaptionFolder, encode: Callable[[Tensor], Tensor], folder: str | os.PathLike[str], *,
+    name: str, batch_size: int = 64, dtype: Literal["float16", "float32"] = "float16",
     progress: bool = True,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """What an encoder says of each picture, computed once and kept on disk.
 
-    A picture is known by the content of its file: a subset, or the pictures in another order, are
-    not encoded again. The files are named after `name`, and after the size to which pictures are
-    decoded and the weights of the encoder; so another size or other weights make other files.
-    Weights are those of `encode` where it is a module or a method of one, and of modules that a
+    A picture is known by the content of its file: a subset, or another order, is not encoded again.
+    The files are named after `name`, the size to which pictures are decoded, and the weights of the
+    encoder: those of `encode` where it is a module or a method of one, and of modules that a
     function uses by name. What else has changed in a function cannot be seen from outside: so the
     first and the last picture are always computed anew, and compared.
 
@@ -69,8 +63,8 @@ def cached_features(
         progress: show a bar.
 
     Returns:
-        `[len(data), D]` or `[len(data), N, D]` of that type, read-only. Where the pictures lie in
-        one file in this order, read from disk when asked for (`numpy.memmap`); else in memory.
+        `[len(data), D]` or `[len(data), N, D]`, read-only. Where the pictures lie in one file in
+        this order, read from disk when asked for (`numpy.memmap`); else in memory.
 
     Raises:
         ShapeError: `encode` returns something else, or values that are not finite.
@@ -82,24 +76,24 @@ def cached_features(
         raise MMCLError(f"expected a name of letters, digits and .-_; got {name!r}")
     if dtype not in _SAME:
         raise MMCLError(f"dtype must be 'float16' or 'float32'; got {dtype!r}")
+    parts: list[np.ndarray] = []
+    found: dict[bytes, tuple[int, int]] = {}  # what a picture is known by: its file, its row
     with frozen(encode) as apply:
         ends = sorted({0, len(data) - 1})
         asked = apply(data.batch(ends)["image"])
+        shape = asked.shape[1:]
+        kind = np.dtype([("mark", "S16"), ("row", dtype, shape)])
         stem = Path(folder) / f"{name}-{_sum(_about(data.size, dtype, encode))}"
-        kind = np.dtype([("mark", "S16"), ("row", dtype, asked.shape[1:])])
-        wrong = (
-            f"expected what the encoder {name!r} gives for these pictures, {list(asked.shape[1:])} "
-            "for each; got other features. Has the encoder changed? Give it another name, or "
-            "remove the file"
+        changed = (
+            f"expected what the encoder {name!r} gives, {list(shape)} for each of these pictures; "
+            "got other features. Has the encoder changed? Give it another name, or remove the file"
         )
-        parts: list[np.ndarray] = []
-        found: dict[bytes, tuple[int, int]] = {}  # the mark of a picture: its file, its row
 
         def read(path: Path) -> None:
             part = np.load(path, mmap_mode="r")
             if part.dtype != kind:
-                raise DataError(f"{path}: {wrong}")
-            found.update({mark: (len(parts), i) for i, mark in enumerate(part["mark"].tolist())})
+                raise DataError(f"{path}: {changed}")
+            found.update((mark, (len(parts), i)) for i, mark in enumerate(part["mark"].tolist()))
             parts.append(part["row"])
 
         for path in sorted(stem.parent.glob(f"{glob.escape(stem.name)}-*.npy")):
@@ -113,17 +107,20 @@ def cached_features(
     if (files == files[0]).all() and (np.diff(rows) == 1).all():
         features = parts[files[0]][rows[0] : rows[-1] + 1]
     else:
-        features = np.empty((len(marks), *asked.shape[1:]), dtype)
+        features = np.empty((len(marks), *shape), dtype)
         for i, part in enumerate(parts):
             features[files == i] = part[rows[files == i]]
         features.flags.writeable = False
-    if abs(features[ends] - asked).max() > _SAME[dtype] * abs(asked).max():
-        raise DataError(f"{stem}-*.npy: {wrong}")
+    if not _same(features[ends], asked):
+        raise DataError(f"{stem}-*.npy: {changed}")
     return features
 
 
+def _same(kept: np.ndarray, found: np.ndarray) -> bool:
+    return bool(abs(kept - found).max() <= _SAME[kept.dtype.name] * abs(found).max())
+
+
 def _sum(parts: Iterable[bytes]) -> str:
-    """A short sum of bytes."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -140,7 +137,6 @@ def _about(size: int, dtype: str, encode: Any) -> Iterator[bytes]:
 
 
 def _mark(path: Path) -> bytes:
-    """What a picture is known by: a short sum of its file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16].encode()
 
@@ -194,59 +190,52 @@ def frozen(encode: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], np
 
 
 def _write(
-    path: Path,
-    new: dict[bytes, int],
-    kind: np.dtype,
-    data: CaptionFolder,
-    apply: Callable[[Tensor], np.ndarray],
-    batch_size: int,
-    progress: bool,
-) -> None:
+    path: Path, new: dict[bytes, int], kind: np.dtype, data: CaptionFolder,
+    apply: Callable[[Tensor], np.ndarray], batch_size: int, progress: bool,
+) -> None:  # fmt: skip
     """Computes the rows of new pictures, by their marks, and gives the file its name.
 
     It goes on where an earlier call was stopped: after the last row that has its mark.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, marks = path.with_suffix(".part"), np.array(list(new))
+    part, marks, own = path.with_suffix(".part"), np.array(list(new)), list(new.values())
     try:
         rows = np.lib.format.open_memmap(part, mode="r+")
         if rows.dtype != kind or rows.shape != marks.shape:
             raise ValueError
     except (OSError, ValueError):  # nothing there, or nothing that can be relied on
         rows = np.lib.format.open_memmap(part, mode="w+", dtype=kind, shape=marks.shape)
-    done, own = int((rows["mark"] == marks).cumprod().sum()), list(new.values())
+    done = int((rows["mark"] == marks).cumprod().sum())
     with tqdm(
         total=len(own), initial=done, disable=not progress, unit="picture", desc=path.stem
     ) as bar:
         for start in range(done, len(own), batch_size):
-            stop = min(start + batch_size, len(own))
-            found = apply(data.batch(own[start:stop])["image"])
+            here = slice(start, start + batch_size)
+            found = apply(data.batch(own[here])["image"])
             if found.shape[1:] != kind["row"].shape:
                 raise ShapeError(
                     f"encode: expected {list(kind['row'].shape)} for each picture, as for the "
                     f"first, got {list(found.shape[1:])}"
                 )
             with np.errstate(over="ignore"):
-                rows["row"][start:stop] = found
-            largest, dtype = abs(found).max(), kind["row"].base.name
-            if not abs(rows["row"][start:stop] - found).max() <= _SAME[dtype] * largest:
+                rows["row"][here] = found
+            if not _same(rows["row"][here], found):
                 raise ShapeError(
-                    f"encode: features of up to {largest:.3g} do not fit into {dtype}; pass "
-                    "dtype='float32'"
+                    f"encode: features of up to {abs(found).max():.3g} do not fit into "
+                    f"{kind['row'].base}; pass dtype='float32'"
                 )
             rows.flush()  # the rows first, and then the marks: they say that the rows are there
-            rows["mark"][start:stop] = marks[start:stop]
+            rows["mark"][here] = marks[here]
             rows.flush()
-            bar.update(stop - start)
+            bar.update(len(found))
     del rows
     put_in_place(part, path)
 
 
-class FeatureCaptions(BatchDataset):
+class FeatureCaptions(CaptionFolder):
     """A `CaptionFolder` whose "image" is a feature: what methods train on in place of pictures.
 
     Attributes:
-        data: the `CaptionFolder`; its captions, sentences, texts, paths and rows are here, too.
         features: as given, float `[N, D]` or `[N, P, D]`. They stay where they are, on disk or not;
             a batch reads its rows, and `subset` remembers which rows are its own. What travels to
             another process is the path of a file that lies on disk (`numpy.memmap`), and else the
@@ -255,49 +244,37 @@ class FeatureCaptions(BatchDataset):
     Args:
         data: pictures and captions.
         features: of these pictures, in their order, as `cached_features` gives them.
+        pool: for who makes an encoder for them, such as the command line (see `FeatureEncoder`).
+        dropout: likewise, of their tokens and values (see `drop_features`).
 
     Raises:
         ShapeError: the features are not one row for each picture.
     """
 
-    _each = ("_own",)
+    _each = (*CaptionFolder._each, "_own")
 
-    def __init__(self, data: CaptionFolder, features: np.ndarray) -> None:
+    def __init__(
+        self, data: CaptionFolder, features: np.ndarray, *,
+        pool: Literal["max", "mean"] = "mean", dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         if features.ndim not in (2, 3) or len(features) != len(data):
             raise ShapeError(
                 f"features: expected [{len(data)}, D] or [{len(data)}, N, D], one row for each "
                 f"picture, got {list(features.shape)}"
             )
+        self.__dict__.update(data.__dict__)
         self.features, self._own = features, np.arange(len(data))
-        self._take(data)
-
-    def _take(self, data: CaptionFolder) -> None:
-        self.data, self.rows = data, data.rows
-        self.sentences, self.texts = data.sentences, data.texts
-        self.tokenizer, self.paths = data.tokenizer, data.paths
+        self.pool, self.dropout = pool, dropout
 
     @property
     def width(self) -> int:
         """Width D of the features."""
         return self.features.shape[-1]
 
-    def captions(self, i: int) -> list[str]:
-        """All captions of picture `i`."""
-        return self.data.captions(i)
-
-    def _read(self, rows: Tensor) -> Batch:
-        """Features, float32 `[B, D]` or `[B, N, D]`; captions and texts as in the folder."""
+    def _images(self, rows: Tensor) -> Tensor:
+        """Features, float32 `[B, D]` or `[B, N, D]`."""
         own = self._own[rows.numpy()]
-        return {
-            "image": torch.from_numpy(np.array(self.features[own], dtype=np.float32)),
-            "caption": self.sentences[rows, 0],
-            "text": self.texts[rows, 0],
-        }
-
-    def subset(self, indices: Indices) -> FeatureCaptions:
-        part = super().subset(indices)
-        part._take(self.data.subset(indices))
-        return part
+        return torch.from_numpy(np.array(self.features[own], dtype=np.float32))
 
     def __getstate__(self) -> dict[str, Any]:
         place = _place_on_disk(self.features)
@@ -386,14 +363,13 @@ def drop_features(
 ) -> Callable[[Batch], Batch]:
     """Dropout of features, as an augmentation (see `mmcl_core.data.augment`).
 
-    A small set is soon learned by heart; each sample and each view is drawn by itself from
-    `batch["image"]`, so that no two epochs show the same. What crops are to pictures, this is to
-    features: MoCo and MCT take a second view ("image_view").
+    For a small set, which is soon learned by heart; and what crops are to pictures, a second view
+    for MoCo and MCT. Each sample and each view is drawn by itself from `batch["image"]`.
 
     Args:
         tokens: share of the tokens of `[B, N, D]` that are left out, in [0, 1); one stays.
         values: probability of each number to become 0, in [0, 1); the others grow by as much.
-        views: the keys to write. "image" is then replaced.
+        views: the keys to write, "image", "image_view" or both.
 
     Raises:
         MMCLError: a share or `views` cannot be used.

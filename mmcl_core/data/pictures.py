@@ -83,14 +83,9 @@ class PictureFolder(BatchDataset):
         The others go by their number here, as in `names`.
         """
 
-        def picture(i: int) -> np.ndarray | Exception:
-            try:
-                return decode(self.root / self.names[i], self.size)
-            except Exception as error:  # damaged files make Pillow raise errors of many kinds
-                return error
-
         rows = index(indices, len(self)).tolist()
-        found = list(zip(rows, in_threads(picture, rows), strict=True))
+        read = in_threads(lambda i: tried(self.root / self.names[i], self.size), rows)
+        found = list(zip(rows, read, strict=True))
         good = {i: pixels for i, pixels in found if not isinstance(pixels, Exception)}
         batch = {
             "image": as_images(list(good.values()), self.size),
@@ -129,6 +124,14 @@ def decode(path: str | os.PathLike[str], size: int) -> np.ndarray:
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def tried(path: str | os.PathLike[str], size: int) -> np.ndarray | Exception:
+    """What `decode` gives, or why it gives nothing."""
+    try:
+        return decode(path, size)
+    except Exception as error:  # damaged files make Pillow raise errors of many kinds
+        return error
 
 
 def as_images(pictures: Sequence[np.ndarray], size: int) -> Tensor:

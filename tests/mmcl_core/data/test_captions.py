@@ -635,7 +635,7 @@ def test_flickr8k_as_its_authors_publish_it(tmp_path, texts):
     assert [path.name for path in data.paths] == names
     assert data.captions(1)[2] == data.captions(1)[0] == 'A dog 0 runs , and "barks" .'
     assert [str(w.message).partition(":")[0] for w in warned] == [
-        "CaptionFolder left rows out", "1 row to know of",
+        "CaptionFolder left rows out", "CaptionFolder",
     ]  # fmt: skip
     assert len(data.skipped) == 5
     assert "there is no picture 2258277193_586949ec62.jpg.1 in Flicker8k_D" in data.skipped[0]
