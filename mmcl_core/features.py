@@ -43,13 +43,9 @@ def cached_features(
     """What an encoder says of each picture, computed once and kept on disk.
 
     A picture is known by the content of its file: a subset, or another order, is not encoded again.
-    The files are named after `name`, the size to which pictures are decoded, and the weights of the
-    encoder: those of `encode` where it is a module or a method of one, and of modules that a
-    function uses by name. What else has changed in a function cannot be seen from outside: so the
-    first and the last picture are always computed anew, and compared.
-
-    The rows are written batch by batch to a file that gets its name when all are there. A call that
-    was stopped is taken up after the last whole batch by the next one.
+    Other weights, or another size, make other files. What else has changed in a function cannot be
+    seen from outside: so the first and the last picture are always computed anew, and compared. A
+    call that was stopped is taken up after the last whole batch by the next one.
 
     Args:
         data: the pictures.
@@ -83,7 +79,7 @@ def cached_features(
         asked = apply(data.batch(ends)["image"])
         shape = asked.shape[1:]
         kind = np.dtype([("mark", "S16"), ("row", dtype, shape)])
-        stem = Path(folder) / f"{name}-{_sum(_about(data.size, dtype, encode))}"
+        stem = Path(folder) / f"{name}-{data.size}-{dtype}-{_sum(_weights(encode))}"
         changed = (
             f"expected what the encoder {name!r} gives, {list(shape)} for each of these pictures; "
             "got other features. Has the encoder changed? Give it another name, or remove the file"
@@ -98,7 +94,7 @@ def cached_features(
 
         for path in sorted(stem.parent.glob(f"{glob.escape(stem.name)}-*.npy")):
             read(path)
-        marks = in_threads(_mark, data.paths)
+        marks = in_threads(lambda path: _sum([path.read_bytes()]).encode(), data.paths)
         if new := {mark: i for i, mark in enumerate(marks) if mark not in found}:
             path = stem.parent / f"{stem.name}-{_sum(new)}.npy"
             _write(path, new, kind, data, apply, batch_size, progress)
@@ -127,18 +123,11 @@ def _sum(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _about(size: int, dtype: str, encode: Any) -> Iterator[bytes]:
-    """All that is known to decide what the encoder gives for a picture."""
-    yield f"{size} {dtype}".encode()
+def _weights(encode: Any) -> Iterator[bytes]:
     for module in _modules(encode, set()):
         for name, value in chain(module.named_parameters(), module.named_buffers()):
             yield f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode()
             yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _mark(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16].encode()
 
 
 def _modules(part: Any, known: set[int]) -> list[nn.Module]:
@@ -170,12 +159,8 @@ def frozen(encode: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], np
 
     def apply(pictures: Tensor) -> np.ndarray:
         found = encode(take({"image": pictures})["image"])
-        if (
-            not isinstance(found, Tensor)
-            or found.ndim not in (2, 3)
-            or len(found) != len(pictures)
-            or not found.is_floating_point()
-        ):
+        floats = isinstance(found, Tensor) and found.is_floating_point()
+        if not floats or found.ndim not in (2, 3) or len(found) != len(pictures):
             told = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ShapeError(
                 f"encode: expected floats [{len(pictures)}, D] or [{len(pictures)}, N, D] for "
@@ -235,17 +220,13 @@ def _write(
 class FeatureCaptions(CaptionFolder):
     """A `CaptionFolder` whose "image" is a feature: what methods train on in place of pictures.
 
-    Attributes:
-        features: as given, float `[N, D]` or `[N, P, D]`. They stay where they are, on disk or not;
-            a batch reads its rows, and `subset` remembers which rows are its own. What travels to
-            another process is the path of a file that lies on disk (`numpy.memmap`), and else the
-            own rows alone.
-
     Args:
         data: pictures and captions.
-        features: of these pictures, in their order, as `cached_features` gives them.
+        features: of these pictures, in their order, float `[N, D]` or `[N, P, D]`, as
+            `cached_features` gives them. They stay where they are, on disk or not. What travels to
+            another process is the path of a file that lies on disk, and else the own rows alone.
         pool: for who makes an encoder for them, such as the command line (see `FeatureEncoder`).
-        dropout: likewise, of their tokens and values (see `drop_features`).
+        dropout: likewise, of their tokens and values (see `drop_features`). `width` is their D.
 
     Raises:
         ShapeError: the features are not one row for each picture.
@@ -264,12 +245,7 @@ class FeatureCaptions(CaptionFolder):
             )
         self.__dict__.update(data.__dict__)
         self.features, self._own = features, np.arange(len(data))
-        self.pool, self.dropout = pool, dropout
-
-    @property
-    def width(self) -> int:
-        """Width D of the features."""
-        return self.features.shape[-1]
+        self.width, self.pool, self.dropout = features.shape[-1], pool, dropout
 
     def _images(self, rows: Tensor) -> Tensor:
         """Features, float32 `[B, D]` or `[B, N, D]`."""
@@ -289,17 +265,15 @@ class FeatureCaptions(CaptionFolder):
 
 
 class _OnDisk(NamedTuple):
-    """Where an array lies in a file."""
+    """Where an array lies in a file: what `numpy.memmap` takes, and the array within it."""
 
     path: str
-    dtype: np.dtype
     offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    form: tuple[Any, ...]  # shape, type, strides
 
     def open(self) -> np.ndarray:
-        content = np.memmap(self.path, mode="r")
-        return np.ndarray(self.shape, self.dtype, content, self.offset, self.strides)
+        shape, dtype, strides = self.form
+        return np.ndarray(shape, dtype, np.memmap(self.path, mode="r"), self.offset, strides)
 
 
 def _place_on_disk(values: np.ndarray) -> _OnDisk | None:
@@ -309,16 +283,15 @@ def _place_on_disk(values: np.ndarray) -> _OnDisk | None:
         root = root.base
     if not isinstance(root, np.memmap) or root.filename is None or root.mode == "c":
         return None  # the last: what was written into it is in no file
-    address = (each.__array_interface__["data"][0] for each in (values, root))
-    offset = root.offset + next(address) - next(address)
-    return _OnDisk(str(root.filename), values.dtype, offset, values.shape, values.strides)
+    address, start = (each.__array_interface__["data"][0] for each in (values, root))
+    form = (values.shape, values.dtype, values.strides)
+    return _OnDisk(str(root.filename), root.offset + address - start, form)
 
 
 class FeatureEncoder(nn.Module):
     """Frozen features to what every encoder returns: a linear map, then transformer blocks.
 
-    A feature `[B, D]` counts as one token; tokens `[B, N, D]` may speak to each other in the
-    blocks.
+    A feature `[B, D]` is one token; tokens `[B, N, D]` may speak to each other in the blocks.
 
     Args:
         features: width D of the features.
@@ -348,7 +321,7 @@ class FeatureEncoder(nn.Module):
         if features.ndim not in (2, 3) or features.shape[-1] != self.features:
             raise ShapeError(
                 f"expected features [B, {self.features}] or [B, N, {self.features}], got "
-                f"{list(features.shape)}"
+                f"{list(features.shape)}; of another encoder than in the training?"
             )
         x = self.map(features if features.ndim == 3 else features[:, None])
         for block in self.blocks:
@@ -373,11 +346,10 @@ def drop_features(
 
     Raises:
         MMCLError: a share or `views` cannot be used.
-        MissingModalityError: a batch comes without "image".
-        ShapeError: "image" is not float `[B, D]` or `[B, N, D]`.
+        ShapeError: "image" of a batch is not float `[B, D]` or `[B, N, D]`.
     """
-    tokens = check_number("tokens", tokens, "[0, 1)")
-    values = check_number("values", values, "[0, 1)")
+    for name, share in {"tokens": tokens, "values": values}.items():
+        check_number(name, share, "[0, 1)")
     if not views or not set(views) <= {"image", "image_view"}:
         raise MMCLError(f"views: expected 'image', 'image_view' or both, got {tuple(views)}")
 
@@ -392,9 +364,7 @@ def drop_features(
         require(batch, "drop_features needs", "image")
         x = batch["image"]
         if x.ndim not in (2, 3) or not x.is_floating_point():
-            raise ShapeError(
-                f"image: expected features [B, D] or [B, N, D], got {x.dtype} {list(x.shape)}"
-            )
+            raise ShapeError(f"image: expected features [B, (N,) D], got {x.dtype} {[*x.shape]}")
         return {**batch, **{name: one(x) for name in views}}
 
     return apply

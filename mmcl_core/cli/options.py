@@ -15,6 +15,7 @@ from mmcl_core.distributed import own_device
 from mmcl_core.errors import MMCLError, check_number
 
 PROGRAM = "python -m mmcl_core"
+CPU = torch.device("cpu")
 
 DEVICE = {
     "--device NAME": "cpu, cuda, cuda:1 and so on; default: the GPU if there is one. Of several "

@@ -22,23 +22,23 @@ from torch import Tensor, nn
 
 from mmcl_core import __version__
 from mmcl_core.checkpoints import load_checkpoint, read_checkpoint
+from mmcl_core.cli import options
 from mmcl_core.cli.registry import METHODS, Recipe
 from mmcl_core.data import CaptionFolder, ShapesCaptions, WordTokenizer
 from mmcl_core.distributed import world_size
-from mmcl_core.errors import CheckpointError, MMCLError, ShapeError
+from mmcl_core.errors import CheckpointError, MMCLError
 from mmcl_core.features import FeatureCaptions, cached_features, frozen
 from mmcl_core.files import write_whole
 from mmcl_core.frozen import Encode, frozen_encoder
 from mmcl_core.modules import device_of
 
-CPU = torch.device("cpu")
 DATA_SEED = 0  # of the scenes that are trained on
 
 # What a run is made with where nothing else is asked for. The rest is the method's own.
 ALWAYS = {"seed": 0, "autocast": False}
-OF_SHAPES = {"pairs": 5000, "detail": 4, "objects": "1-3", "size": 48}
-OF_A_FOLDER = {"split": None, "skip_bad_rows": False, "size": 64}
-OF_FEATURES = {"features": None, "pool": "mean", "dropout": 0.2}
+SHAPES = {"pairs": 5000, "detail": 4, "objects": "1-3", "size": 48}
+FOLDER = {"split": None, "skip_bad_rows": False, "size": 64}
+FEATURES = {"features": None, "pool": "mean", "dropout": 0.2}
 
 encoder = functools.cache(frozen_encoder)
 
@@ -72,27 +72,13 @@ class Run:
     def shapes(self) -> bool:
         return self.data == "shapes"
 
-    def encode(self, device: torch.device) -> Encode | None:
-        """What makes features of pictures; None where pictures are trained on.
-
-        Raises:
-            ShapeError: it gives features of another width than in the training.
-        """
-        if self.features is None:
-            return None
-        encode = encoder(self.features)
-        encode = encode.to(device) if isinstance(encode, nn.Module) else encode
-        with frozen(encode) as apply:
-            width = apply(torch.zeros(1, 3, self.size, self.size)).shape[-1]
-        if self.feature_width not in (None, width):
-            raise ShapeError(
-                f"{self.features}: expected features of width {self.feature_width}, as in the "
-                f"training; got {width}"
-            )
-        return encode
+    def encode(self, device: torch.device) -> Encode:
+        """What makes features of pictures."""
+        found = encoder(self.features or "")
+        return found.to(device) if isinstance(found, nn.Module) else found
 
     def training_data(
-        self, folder: Path, device: torch.device = CPU, *, bar: bool = False
+        self, folder: Path, device: torch.device = options.CPU, *, bar: bool = False
     ) -> ShapesCaptions | CaptionFolder:
         """What is trained on; pictures with the words of the run, if there are some already."""
         if self.shapes:
@@ -117,13 +103,14 @@ class Run:
 
         Features are kept beside the folder of the run.
         """
-        encode = self.encode(device)
         on_error: Any = "skip" if skip_bad_rows else "few"
         data = CaptionFolder(root, split=split, size=self.size, tokenizer=words, on_error=on_error)
-        if encode is None:
+        if self.features is None:
             return data
-        name, place = re.sub(r"[^\w.-]+", "-", str(self.features)), folder.resolve().parent
-        found = cached_features(data, encode, place / "features", name=name, progress=bar)
+        name, place = re.sub(r"[^\w.-]+", "-", self.features), folder.resolve().parent
+        found = cached_features(
+            data, self.encode(device), place / "features", name=name, progress=bar
+        )
         how: Any = {"pool": self.pool, "dropout": self.dropout}
         return FeatureCaptions(data, found, **how)
 
@@ -225,10 +212,9 @@ class TrainedRun:
 
     def see(self, images: Tensor) -> Tensor:
         """What the method gets of pictures float32 [B, 3, size, size]: these, or their features."""
-        encode = self.arguments.encode(device_of(self.method))
-        if encode is None:
+        if self.arguments.features is None:
             return images
-        with frozen(encode) as apply:
+        with frozen(self.arguments.encode(device_of(self.method))) as apply:
             return torch.from_numpy(apply(images))
 
 

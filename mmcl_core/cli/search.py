@@ -17,7 +17,7 @@ from mmcl_core.cli.embed import PictureIndex
 from mmcl_core.cli.options import PROGRAM, say
 from mmcl_core.cli.registry import METHODS
 from mmcl_core.cli.runs import TrainedRun, load_run
-from mmcl_core.data.pictures import as_images, decode
+from mmcl_core.data.pictures import as_images, tried
 from mmcl_core.data.tokenizer import split_words
 from mmcl_core.errors import CheckpointError, DataError, MMCLError
 from mmcl_core.evaluation import embed_all
@@ -127,11 +127,11 @@ def embed_picture(run: TrainedRun, path: str | os.PathLike[str]) -> Tensor:
     Raises:
         DataError: the picture cannot be read.
     """
-    try:
-        image = run.see(as_images([decode(path, run.size)], run.size))
-    except Exception as error:  # damaged files make Pillow raise errors of many kinds
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"the picture {path} cannot be read ({reason})") from error
+    pixels = tried(path, run.size)
+    if isinstance(pixels, Exception):
+        reason = getattr(pixels, "strerror", None) or pixels
+        raise DataError(f"the picture {path} cannot be read ({reason})") from pixels
+    image = run.see(as_images([pixels], run.size))
     return F.normalize(embed_all(run.method, {"image": image}, ("image",)), dim=1)[0]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from mmcl_core.checkpoints import load_checkpoint
-from mmcl_core.cli import options, runs
+from mmcl_core.cli import options
 from mmcl_core.cli.options import PROGRAM, say
 from mmcl_core.cli.registry import METHODS
-from mmcl_core.cli.runs import Run, encoder, read_run, recorded
+from mmcl_core.cli.runs import ALWAYS, FEATURES, FOLDER, SHAPES, Run, encoder, read_run, recorded
 from mmcl_core.distributed import joined, rank, wait, world_size
 from mmcl_core.errors import CheckpointError, MMCLError
 from mmcl_core.training import fit
@@ -49,10 +49,10 @@ OPTIONS = {
         "--out FOLDER": "where to put the run; made if missing.",
     },
     "only with --data shapes": {
-        "--pairs N": f"number of scenes, each with captions; default {runs.OF_SHAPES['pairs']}.",
+        "--pairs N": f"number of scenes, each with captions; default {SHAPES['pairs']}.",
         "--detail LEVEL": "what captions tell. 1 shape, 2 and colour, 3 and size and texture, 4 "
-        f"and position; default {runs.OF_SHAPES['detail']}.",
-        "--objects LOW-HIGH": f"how many in a scene, from 1 to 4; default {runs.OF_SHAPES['objects']}.",
+        f"and position; default {SHAPES['detail']}.",
+        "--objects LOW-HIGH": f"how many in a scene, from 1 to 4; default {SHAPES['objects']}.",
     },
     "only with --data FOLDER": {
         "--split NAME": "a part of it, such as train (Flickr8k), train2017 (COCO); default: all.",
@@ -63,19 +63,19 @@ OPTIONS = {
         "--features ENCODER": "efficientnet-lite0, open_clip:NAME/WEIGHTS, or module:callable of "
         "your own. Asked once for each picture; its answers are kept in features/, beside the run. "
         "Default: train on the pictures.",
-        "--pool mean|max": f"its tokens to one vector; default {runs.OF_FEATURES['pool']}.",
+        "--pool mean|max": f"its tokens to one vector; default {FEATURES['pool']}.",
         "--dropout SHARE": "of its tokens and values left out in each step, from 0 to below 1; "
-        f"default {runs.OF_FEATURES['dropout']}.",
+        f"default {FEATURES['dropout']}.",
     },
     "how to train": {
         "--size PIXELS": "side of the square pictures, a multiple of 8, for shapes at least "
-        f"{LEAST_SIDE}; default {runs.OF_SHAPES['size']} for shapes, else {runs.OF_A_FOLDER['size']}, or "
+        f"{LEAST_SIDE}; default {SHAPES['size']} for shapes, else {FOLDER['size']}, or "
         "what the encoder of --features was made for.",
         "--epochs N": "passes over the data; default: see above.",
         "--batch-size N": "pairs in one step, of all processes together; default: see above.",
         "--lr RATE": "the highest learning rate (of AdamW); default: see above.",
         "--seed SEED": "of the first weights, the order of the pairs and the augmentation, not of "
-        f"the scenes; default {runs.ALWAYS['seed']}.",
+        f"the scenes; default {ALWAYS['seed']}.",
         **options.DEVICE,
         "--autocast": "compute in bfloat16 where that is safe: faster on GPUs, slower on many "
         "CPUs; default: float32.",
@@ -100,7 +100,7 @@ def train(args: argparse.Namespace) -> int:
         for turn in (0, 1):  # process 0 asks the encoder of features; then the others read them
             if min(rank(), 1) == turn:
                 data = run.training_data(out, device, bar=shown)
-            wait(runs.CPU)  # all have looked; now process 0 writes
+            wait(options.CPU)  # all have looked; now process 0 writes
         run = replace(run, feature_width=getattr(data, "width", None))
         if (size := run.batch_size) > len(data):
             raise MMCLError(f"--batch-size: expected at most the {len(data)} pairs; got {size}")
@@ -165,26 +165,24 @@ def _new_run(args: argparse.Namespace) -> Run:
     if missing := [_option(name) for name in ("method", "data") if name not in given]:
         raise MMCLError(f"a new run needs --method and --data; {' and '.join(missing)} not given")
     method, shapes = given["method"], given["data"] == "shapes"
-    folder = runs.OF_A_FOLDER | runs.OF_FEATURES
-    ours, others = (runs.OF_SHAPES, folder) if shapes else (folder, runs.OF_SHAPES)
+    folder = FOLDER | FEATURES
+    ours, others = (SHAPES, folder) if shapes else (folder, SHAPES)
     if wrong := [_option(name) for name in given if name in others and name not in ours]:
         kind = "FOLDER" if shapes else "shapes"
         raise MMCLError(f"{', '.join(wrong)}: only for --data {kind}; got --data {args.data}")
-    if lost := [
-        _option(name) for name in runs.OF_FEATURES if name in given and "features" not in given
-    ]:
+    if lost := [_option(name) for name in FEATURES if name in given and "features" not in given]:
         raise MMCLError(f"{' and '.join(lost)}: only with --features")
-    ours = ours if "features" in given else {n: ours[n] for n in ours if n not in runs.OF_FEATURES}
+    ours = ours if "features" in given else {n: ours[n] for n in ours if n not in FEATURES}
     if METHODS[method].labels and not (shapes and given.get("objects") == "1-1"):
         raise MMCLError(
             f"{method} learns shape and colour of the only object of a scene: expected --data "
             f"shapes --objects 1-1, got --data {args.data} --objects "
-            f"{given.get('objects', runs.OF_SHAPES['objects'])}"
+            f"{given.get('objects', SHAPES['objects'])}"
         )
     own = {name: getattr(METHODS[method], name) for name in ("epochs", "batch_size", "lr")}
     if "features" in given and "size" not in given:
         own["size"] = getattr(encoder(given["features"]), "size", 224)
-    run = Run(**{**runs.ALWAYS, **ours, **own, **given})
+    run = Run(**{**ALWAYS, **ours, **own, **given})
     if shapes and run.size < LEAST_SIDE:
         raise MMCLError(f"--size: expected at least {LEAST_SIDE} for shapes; got {run.size}")
     return run

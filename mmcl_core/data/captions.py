@@ -39,6 +39,10 @@ _TABLES = ("captions.txt", "captions.csv", "results.csv")
 _TOKENS = ("Flickr8k.token.txt", "results_20130124.token")
 _TEXTS = "Flickr8k_text"  # where the authors' captions and lists lie, if not beside the pictures
 COLUMNS = (("image", "image_name"), ("caption", "comment"))
+_COCO = {
+    "images": {"file_name": str, "id": int},
+    "annotations": {"caption": str, "image_id": int, "id": int},
+}
 _LINES = 20  # in so many, a row in quotes may go on
 _FEW = 1000  # one bad row in so many is left out, with a warning
 
@@ -46,32 +50,17 @@ _FEW = 1000  # one bad row in so many is left out, with a warning
 class CaptionFolder(BatchDataset):
     """Pictures with several captions each, read from a folder.
 
-    The layout is recognised from the first of these that is there:
+    The first of these files that is there is read: ``captions.txt``, ``captions.csv`` (Flickr8k as
+    found today) or ``results.csv`` (Flickr30k), tables with the columns ``image`` and ``caption``,
+    or ``image_name`` and ``comment``; ``Flickr8k.token.txt`` or ``results_20130124.token`` (the
+    authors' archives), here or in ``Flickr8k_text/``; ``annotations/captions_<split>.json`` (COCO).
+    Pictures come in the order in which the files first name them, and are decoded when asked for,
+    in threads: turned upright by their EXIF tag, converted to RGB, and the largest centred square
+    is resized to `size` (bicubic), as CLIP does.
 
-    - ``captions.txt`` or ``captions.csv`` (Flickr8k as found today), ``results.csv`` (Flickr30k): a
-      table with the columns ``image`` and ``caption``, or ``image_name`` and ``comment``, parted by
-      commas, semicolons, tabs or ``|``, and quoted where a caption has one of these;
-    - ``Flickr8k.token.txt`` or ``results_20130124.token``: lines ``name.jpg#0<TAB>caption`` (the
-      authors' archives), here or in ``Flickr8k_text/``;
-    - ``annotations/captions_<split>.json``: COCO captions; pictures in ``<split>/``.
-
-    Pictures of the first two lie in ``Images/``, or in the folder of the archive; those without a
-    row are not part of the data. They come in the order in which the files first name them, and a
-    picture's captions in the order of the files.
-
-    Pictures are decoded when asked for, in threads, on all cores: turned upright by their EXIF tag,
-    converted to RGB, and the largest centred square is resized to `size` (bicubic), as CLIP does.
-
-    **Bad rows.** A malformed row, an empty caption, one that is too long, a picture that is not
-    there: up to one in a thousand rows, as in the published Flickr8k and Flickr30k, are left out
-    with a warning that says how many and which; more are a `DataError` with file and row. With
-    ``on_error="skip"`` any number is left out, and with "raise" none. An unreadable picture is a
-    `DataError` when it is decoded; with "skip" each one is decoded once at the start, which takes
-    as long as one pass over the pictures, so that training cannot stop half-way.
-
-    **Odd rows.** The same caption twice for one picture (the published Flickr8k has ten, COCO's
-    val2017 six: two people wrote the same words), and pictures of a split list without captions
-    (copies of Flickr8k's test list name one), are no reason to stop: a warning counts them.
+    Up to one in a thousand rows may be bad, as in the published files: these are left out with a
+    warning; more are a `DataError` with file and row. Captions that stand twice for one picture,
+    and pictures of a split list without captions, are no reason to stop: a warning counts them.
 
     A batch has "image", "caption" (the first of each picture), "text" (its code) and "index".
 
@@ -100,7 +89,8 @@ class CaptionFolder(BatchDataset):
         max_length: most ids of a caption, start and end included; None takes the limit of the
             tokenizer, or 64 where none is given.
         truncate: cut captions that are too long instead of reporting them.
-        on_error: "few", "raise" or "skip", see above.
+        on_error: "few" leaves out one bad row in a thousand, "raise" none, "skip" any number. With
+            "skip" each picture is decoded once at the start, so that none can fail later.
         keep_duplicates: accept the same caption twice for one picture; False makes it a bad row.
 
     Raises:
@@ -280,7 +270,7 @@ def _wanted(root: Path, texts: Path, split: str, problems: list[str]) -> dict[st
             f"{root}: expected {name} for split={split!r}, got {sorted(lists) or 'no split list'}; "
             "split=None takes all pictures, and subset() any part of them"
         )
-    return {line.strip(): f"{name}, line {i}" for i, line in _lines(lists[name], problems)}
+    return {line.strip(): where for where, line in _lines(lists[name], problems)}
 
 
 def _usable_rows(
@@ -321,16 +311,17 @@ def _usable_rows(
             notes.append(f"{where}: {name} has no row in {source.file.name}")
 
 
-def _lines(path: Path, problems: list[str]) -> Iterator[tuple[int, str]]:
-    """Numbered lines from 1, blank ones left out; one that is not UTF-8 goes to `problems`."""
+def _lines(path: Path, problems: list[str]) -> Iterator[tuple[str, str]]:
+    """Lines with their place, blank ones left out; one that is not UTF-8 goes to `problems`."""
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        where = f"{path.name}, line {number}"
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            problems.append(f"{path.name}, line {number}: expected UTF-8, got {error.reason}")
+            problems.append(f"{where}: expected UTF-8, got {error.reason}")
             continue
         if text.strip():
-            yield number, text.rstrip("\r")
+            yield where, text.rstrip("\r")
 
 
 def read_table(
@@ -363,10 +354,9 @@ def read_table(
             f"{columns[1][0]!r}, got {header[:60]!r}"
         )
     place, text, done = names.index(at), names.index(of), 0
-    for i, (number, line) in enumerate(lines[1:], start=1):
+    for i, (where, line) in enumerate(lines[1:], start=1):
         if i < done:  # the row before went on in this line
             continue
-        where = f"{path.name}, line {number}"
         # A reader for each line takes longer than all else. Most lines do not need one.
         fields, done = line.split(comma), i + 1
         if '"' in line or "\r" in line:
@@ -384,7 +374,7 @@ def read_table(
         yield where, fields[place].strip(), fields[text].strip()
 
 
-def _quoted(lines: list[tuple[int, str]], i: int, comma: str) -> tuple[list[str], int]:
+def _quoted(lines: list[tuple[str, str]], i: int, comma: str) -> tuple[list[str], int]:
     """The fields of the row that begins with line `i`, and the line where the next one begins."""
     first: csv.Error | None = None
     for stop in range(i + 1, min(i + _LINES, len(lines)) + 1):
@@ -400,15 +390,15 @@ def _quoted(lines: list[tuple[int, str]], i: int, comma: str) -> tuple[list[str]
 
 def _read_tokens(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
     """Yields place, picture name, caption from lines ``name.jpg#0<TAB>caption``."""
-    keys: dict[str, tuple[int, str]] = {}
-    for number, line in _lines(path, problems):
-        where = f"{path.name}, line {number}"
+    keys: dict[str, tuple[str, str]] = {}
+    for where, line in _lines(path, problems):
         key, tab, caption = line.partition("\t")
         name, _, sentence = key.strip().rpartition("#")
         if not tab or not name or not sentence.isdecimal():
             problems.append(f"{where}: expected 'name.jpg#0<TAB>caption', got {line[:60]!r}")
-        elif (earlier := keys.setdefault(key.strip(), (number, caption)))[1] != caption:
-            problems.append(f"{where}: {key.strip()} is already in line {earlier[0]}")
+        elif (earlier := keys.setdefault(key.strip(), (where, caption)))[1] != caption:
+            line = earlier[0].rpartition(", ")[2]
+            problems.append(f"{where}: {key.strip()} is already in {line}")
         else:
             yield where, name, caption.strip()
 
@@ -424,35 +414,21 @@ def _read_coco(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]
     except UnicodeDecodeError as error:
         line = path.read_bytes().count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: expected UTF-8, got {error.reason}") from error
-    lists = _fields(content, "images", "annotations")
-    if not all(isinstance(entries, list) for entries in lists):
+    if not isinstance(content, dict) or any(type(content.get(name)) is not list for name in _COCO):
         raise DataError(f"{path}: expected an object with the lists 'images' and 'annotations'")
-
     names: dict[int, str] = {}
-    captioned = set()
-    taken = set()
-    for position, entry in enumerate(lists[0]):
-        where = f"{path.name}, images[{position}]"
-        name, key = _fields(entry, "file_name", "id")
-        if not isinstance(name, str) or type(key) is not int:
-            problems.append(f"{where}: expected 'file_name' and 'id', got {str(entry)[:60]}")
-        elif key in names or name in taken:
+    taken, captioned, keys = set[str](), set[int](), dict[int, str]()
+    for where, (name, key) in _entries(path, content, "images", problems):
+        if key in names or name in taken:
             problems.append(f"{where}: the picture {name} or its id {key} stands there twice")
         else:
             names[key] = name
             taken.add(name)
-    keys: dict[int, int] = {}
-    for position, entry in enumerate(lists[1]):
-        where = f"{path.name}, annotations[{position}]"
-        caption, image, key = _fields(entry, "caption", "image_id", "id")
-        if not isinstance(caption, str) or type(image) is not int or type(key) is not int:
-            problems.append(
-                f"{where}: expected 'caption', 'image_id' and 'id', got {str(entry)[:60]}"
-            )
-        elif image not in names:
+    for where, (caption, image, key) in _entries(path, content, "annotations", problems):
+        if image not in names:
             problems.append(f"{where}: there is no picture with the id {image} in 'images'")
-        elif (earlier := keys.setdefault(key, position)) != position:
-            problems.append(f"{where}: the id {key} is already at annotations[{earlier}]")
+        elif (earlier := keys.setdefault(key, where)) is not where:
+            problems.append(f"{where}: the id {key} is already at {earlier.rpartition(', ')[2]}")
         else:
             captioned.add(image)
             yield where, names[image], caption.strip()
@@ -461,8 +437,19 @@ def _read_coco(path: Path, problems: list[str]) -> Iterator[tuple[str, str, str]
             problems.append(f"{path.name}: the picture {name} (id {key}) has no caption")
 
 
-def _fields(entry: Any, *names: str) -> list[Any]:
-    return [entry.get(name) if isinstance(entry, dict) else None for name in names]
+def _entries(
+    path: Path, content: dict[str, Any], name: str, problems: list[str]
+) -> Iterator[tuple[str, list[Any]]]:
+    """Place and values of each entry of one of the lists; a line about others to `problems`."""
+    *some, last = map(repr, _COCO[name])
+    for position, entry in enumerate(content[name]):
+        where = f"{path.name}, {name}[{position}]"
+        values = [entry.get(key) if isinstance(entry, dict) else None for key in _COCO[name]]
+        if [type(value) for value in values] == [*_COCO[name].values()]:
+            yield where, values
+        else:
+            wrong = f"expected {', '.join(some)} and {last}, got {str(entry)[:60]}"
+            problems.append(f"{where}: {wrong}")
 
 
 def summary(problems: list[str], what: str = "cannot be used", shown: int = 5) -> str:

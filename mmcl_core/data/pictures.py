@@ -87,10 +87,7 @@ class PictureFolder(BatchDataset):
         read = in_threads(lambda i: tried(self.root / self.names[i], self.size), rows)
         found = list(zip(rows, read, strict=True))
         good = {i: pixels for i, pixels in found if not isinstance(pixels, Exception)}
-        batch = {
-            "image": as_images(list(good.values()), self.size),
-            "index": self.rows[list(good)],
-        }
+        batch = {"image": as_images(list(good.values()), self.size), "index": self.rows[list(good)]}
         return batch, {i: error for i, error in found if isinstance(error, Exception)}
 
 
