@@ -1,7 +1,4 @@
-"""Frozen features: an encoder that somebody else has trained, asked once for each picture.
-
-Its answers are kept on disk, and a method trains on them in place of the pictures.
-"""
+"""Frozen features: what an encoder says of pictures, kept on disk; methods train on them."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,13 +56,12 @@ def cached_features(
         progress: show a bar.
 
     Returns:
-        `[len(data), D]` or `[len(data), N, D]`, read-only. Where the pictures lie in one file in
-        this order, read from disk when asked for (`numpy.memmap`); else in memory.
+        `[len(data), D]` or `[len(data), N, D]`, read-only; from disk, when asked for, where the
+        pictures lie in one file in this order (`numpy.memmap`), and else in memory.
 
     Raises:
-        ShapeError: `encode` returns something else, or values that are not finite.
+        ShapeError: `encode` returns something else, or values that are not finite or do not fit.
         DataError: a picture cannot be read; or a file has other features than `encode` gives.
-        MMCLError: a name, a type or a size that cannot be used.
     """
     batch_size = check_count("batch_size", batch_size)
     if not re.fullmatch(r"[\w.-]+", name):
@@ -78,7 +74,7 @@ def cached_features(
         ends = sorted({0, len(data) - 1})
         asked = apply(data.batch(ends)["image"])
         shape = asked.shape[1:]
-        kind = np.dtype([("mark", "S16"), ("row", dtype, shape)])
+        kind = np.dtype([("row", dtype, shape), ("mark", "S16")])  # a row cut short has no mark
         stem = Path(folder) / f"{name}-{data.size}-{dtype}-{_sum(_weights(encode))}"
         changed = (
             f"expected what the encoder {name!r} gives, {list(shape)} for each of these pictures; "
@@ -162,9 +158,9 @@ def frozen(encode: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], np
         floats = isinstance(found, Tensor) and found.is_floating_point()
         if not floats or found.ndim not in (2, 3) or len(found) != len(pictures):
             told = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            n = len(pictures)
             raise ShapeError(
-                f"encode: expected floats [{len(pictures)}, D] or [{len(pictures)}, N, D] for "
-                f"{len(pictures)} pictures, got {told}"
+                f"encode: expected floats [{n}, D] or [{n}, N, D] for {n} pictures, got {told}"
             )
         if not found.isfinite().all():
             raise ShapeError("encode: expected finite features, got NaN or infinity")
@@ -178,10 +174,7 @@ def _write(
     path: Path, new: dict[bytes, int], kind: np.dtype, data: CaptionFolder,
     apply: Callable[[Tensor], np.ndarray], batch_size: int, progress: bool,
 ) -> None:  # fmt: skip
-    """Computes the rows of new pictures, by their marks, and gives the file its name.
-
-    It goes on where an earlier call was stopped: after the last row that has its mark.
-    """
+    """Computes the rows of new pictures, by their marks, from where an earlier call was stopped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part, marks, own = path.with_suffix(".part"), np.array(list(new)), list(new.values())
     try:
@@ -198,17 +191,14 @@ def _write(
             here = slice(start, start + batch_size)
             found = apply(data.batch(own[here])["image"])
             if found.shape[1:] != kind["row"].shape:
-                raise ShapeError(
-                    f"encode: expected {list(kind['row'].shape)} for each picture, as for the "
-                    f"first, got {list(found.shape[1:])}"
-                )
+                shape = f"{list(kind['row'].shape)} for each picture, as for the first"
+                raise ShapeError(f"encode: expected {shape}, got {list(found.shape[1:])}")
             with np.errstate(over="ignore"):
                 rows["row"][here] = found
             if not _same(rows["row"][here], found):
-                raise ShapeError(
-                    f"encode: features of up to {abs(found).max():.3g} do not fit into "
-                    f"{kind['row'].base}; pass dtype='float32'"
-                )
+                large = f"features of up to {abs(found).max():.3g}"
+                advice = "pass dtype='float32'"
+                raise ShapeError(f"encode: {large} do not fit into float16; {advice}")
             rows.flush()  # the rows first, and then the marks: they say that the rows are there
             rows["mark"][here] = marks[here]
             rows.flush()
@@ -239,10 +229,8 @@ class FeatureCaptions(CaptionFolder):
         pool: Literal["max", "mean"] = "mean", dropout: float = 0.0,
     ) -> None:  # fmt: skip
         if features.ndim not in (2, 3) or len(features) != len(data):
-            raise ShapeError(
-                f"features: expected [{len(data)}, D] or [{len(data)}, N, D], one row for each "
-                f"picture, got {list(features.shape)}"
-            )
+            rows = f"[{len(data)}, D] or [{len(data)}, N, D], one row for each picture"
+            raise ShapeError(f"features: expected {rows}, got {list(features.shape)}")
         self.__dict__.update(data.__dict__)
         self.features, self._own = features, np.arange(len(data))
         self.width, self.pool, self.dropout = features.shape[-1], pool, dropout
@@ -253,39 +241,22 @@ class FeatureCaptions(CaptionFolder):
         return torch.from_numpy(np.array(self.features[own], dtype=np.float32))
 
     def __getstate__(self) -> dict[str, Any]:
-        place = _place_on_disk(self.features)
-        if place is not None:
-            return self.__dict__ | {"features": place}
-        return self.__dict__ | {"features": self.features[self._own], "_own": np.arange(len(self))}
+        root: Any = self.features
+        while isinstance(getattr(root, "base", None), np.ndarray):
+            root = root.base
+        # In mode "c", what was written is in no file.
+        if not isinstance(root, np.memmap) or root.filename is None or root.mode == "c":
+            own = {"features": self.features[self._own], "_own": np.arange(len(self))}
+            return self.__dict__ | own
+        at, start = (x.__array_interface__["data"][0] for x in (self.features, root))
+        form = (self.features.shape, self.features.dtype, self.features.strides)
+        return self.__dict__ | {"features": (str(root.filename), root.offset + at - start, *form)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if isinstance(self.features, _OnDisk):
-            self.features = self.features.open()
-
-
-class _OnDisk(NamedTuple):
-    """Where an array lies in a file: what `numpy.memmap` takes, and the array within it."""
-
-    path: str
-    offset: int
-    form: tuple[Any, ...]  # shape, type, strides
-
-    def open(self) -> np.ndarray:
-        shape, dtype, strides = self.form
-        return np.ndarray(shape, dtype, np.memmap(self.path, mode="r"), self.offset, strides)
-
-
-def _place_on_disk(values: np.ndarray) -> _OnDisk | None:
-    """Of an array that is a view of a `numpy.memmap`, its place; None of any other."""
-    root: Any = values
-    while isinstance(getattr(root, "base", None), np.ndarray):
-        root = root.base
-    if not isinstance(root, np.memmap) or root.filename is None or root.mode == "c":
-        return None  # the last: what was written into it is in no file
-    address, start = (each.__array_interface__["data"][0] for each in (values, root))
-    form = (values.shape, values.dtype, values.strides)
-    return _OnDisk(str(root.filename), root.offset + address - start, form)
+        if isinstance(state["features"], tuple):
+            path, offset, shape, dtype, strides = state["features"]
+            self.features = np.ndarray(shape, dtype, np.memmap(path, mode="r"), offset, strides)
 
 
 class FeatureEncoder(nn.Module):
@@ -334,19 +305,14 @@ class FeatureEncoder(nn.Module):
 def drop_features(
     *, tokens: float = 0.0, values: float = 0.0, views: Sequence[str] = ("image",)
 ) -> Callable[[Batch], Batch]:
-    """Dropout of features, as an augmentation (see `mmcl_core.data.augment`).
+    """Dropout of features, as an augmentation (`mmcl_core.data.augment`); a second view of them.
 
-    For a small set, which is soon learned by heart; and what crops are to pictures, a second view
-    for MoCo and MCT. Each sample and each view is drawn by itself from `batch["image"]`.
+    Each sample and each view is drawn by itself from `batch["image"]`.
 
     Args:
         tokens: share of the tokens of `[B, N, D]` that are left out, in [0, 1); one stays.
         values: probability of each number to become 0, in [0, 1); the others grow by as much.
         views: the keys to write, "image", "image_view" or both.
-
-    Raises:
-        MMCLError: a share or `views` cannot be used.
-        ShapeError: "image" of a batch is not float `[B, D]` or `[B, N, D]`.
     """
     for name, share in {"tokens": tokens, "values": values}.items():
         check_number(name, share, "[0, 1)")

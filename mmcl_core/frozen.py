@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl_core.errors import DataError, MMCLError
+from mmcl_core.modules import random_state_kept
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -24,16 +25,19 @@ EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49c
 class _Prepared(nn.Module):
     """A frozen network behind the mean, deviation and size of pictures that it is used to."""
 
+    scale: Tensor  # mean and deviation, [2, 3, 1, 1]
+
     def __init__(self, network: nn.Module, read: Encode, size: int, mean: Any, std: Any) -> None:
         super().__init__()
         self.network, self.read, self.size = network.eval().requires_grad_(False), read, size
-        self.register_buffer("scale", torch.tensor([mean, std])[:, :, None, None])  # [2, 3, 1, 1]
+        self.register_buffer("scale", torch.tensor([mean, std])[:, :, None, None])
 
     def forward(self, pictures: Tensor) -> Tensor:
         mean, std = self.scale
         return self.read((pictures - mean) / std)
 
 
+@random_state_kept()  # networks are made with random weights first
 def frozen_encoder(name: str) -> Encode:
     """An encoder that somebody else has trained: pictures [B, 3, S, S] in [0, 1] to features.
 

@@ -36,9 +36,8 @@ def command(
 ) -> None:
     """Adds a command: its name and its line of help are those of the function that does it.
 
-    `options` has a title for each group, and then what is typed: what it means. After the name of
-    an option stands what is to follow it, and that decides what may be typed there (`READ`). What
-    has nothing behind it is True or None.
+    `options` has a title for each group, and then what is typed: what it means. What follows the
+    name of an option decides what may be typed there (`READ`); without, it is True or None.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         call.__name__,

@@ -85,8 +85,8 @@ class Run:
             return self.scenes(self.pairs or 0, DATA_SEED)
         words = folder / "tokenizer.json"
         tokenizer = WordTokenizer.load(words) if words.exists() else None
-        skip = bool(self.skip_bad_rows)
-        return self.pictures(self.data, self.split, tokenizer, skip, folder, device, bar=bar)
+        what = self.data, self.split, tokenizer, bool(self.skip_bad_rows)
+        return self.pictures(*what, folder, device, bar=bar)
 
     def scenes(self, n: int, seed: int, *, objects: str | None = None) -> ShapesCaptions:
         """Scenes like those of the training; `objects` may be other ones."""
@@ -99,10 +99,7 @@ class Run:
         self, root: str, split: str | None, words: WordTokenizer | None, skip_bad_rows: bool,
         folder: Path, device: torch.device, *, bar: bool = False,
     ) -> CaptionFolder:  # fmt: skip
-        """A folder of pictures, read like that of the training; or their features.
-
-        Features are kept beside the folder of the run.
-        """
+        """A folder of pictures, or their features, which are kept beside the folder of the run."""
         on_error: Any = "skip" if skip_bad_rows else "few"
         data = CaptionFolder(root, split=split, size=self.size, tokenizer=words, on_error=on_error)
         if self.features is None:
@@ -111,8 +108,8 @@ class Run:
         found = cached_features(
             data, self.encode(device), place / "features", name=name, progress=bar
         )
-        how: Any = {"pool": self.pool, "dropout": self.dropout}
-        return FeatureCaptions(data, found, **how)
+        pool: Any = self.pool
+        return FeatureCaptions(data, found, pool=pool, dropout=self.dropout or 0.0)
 
     def steps(self, samples: int) -> int:
         """Steps of the whole training."""
@@ -127,11 +124,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads what `recorded` wrote.
-
-    Raises:
-        CheckpointError: there is no run.json, or it holds something else.
-    """
+    """Reads what `recorded` wrote; CheckpointError if there is no run.json, or another one."""
     path = folder / "run.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: expected the folder of a run, found no run.json in it")
@@ -240,10 +233,9 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
     else:
         words = WordTokenizer.load(folder / "tokenizer.json")
         empty, one = words.encode_batch([""])[:, None], torch.arange(1)
-        like = _Like(size=run.size, tokenizer=words, sentences=empty, rows=one)
-        if run.features:
-            like.features, like.width = (), run.feature_width
-            like.pool, like.dropout = run.pool, run.dropout
+        look: dict[str, Any] = {"width": run.feature_width, "pool": run.pool, "dropout": 0}
+        look |= {"features": ()} if run.features else {}  # by which a recipe knows them
+        like = _Like(size=run.size, tokenizer=words, sentences=empty, rows=one, **look)
     # What cools takes as long as the training; how long that is, the checkpoint knows.
     steps = run.steps(read_checkpoint(path).settings.get("samples", 0))
     method = run.recipe(like, steps).method

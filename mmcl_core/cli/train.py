@@ -165,14 +165,12 @@ def _new_run(args: argparse.Namespace) -> Run:
     if missing := [_option(name) for name in ("method", "data") if name not in given]:
         raise MMCLError(f"a new run needs --method and --data; {' and '.join(missing)} not given")
     method, shapes = given["method"], given["data"] == "shapes"
-    folder = FOLDER | FEATURES
-    ours, others = (SHAPES, folder) if shapes else (folder, SHAPES)
-    if wrong := [_option(name) for name in given if name in others and name not in ours]:
-        kind = "FOLDER" if shapes else "shapes"
-        raise MMCLError(f"{', '.join(wrong)}: only for --data {kind}; got --data {args.data}")
-    if lost := [_option(name) for name in FEATURES if name in given and "features" not in given]:
-        raise MMCLError(f"{' and '.join(lost)}: only with --features")
-    ours = ours if "features" in given else {n: ours[n] for n in ours if n not in FEATURES}
+    frozen = "features" in given
+    ours = SHAPES if shapes else FOLDER | FEATURES if frozen else FOLDER
+    if wrong := [name for name in given if name in SHAPES | FOLDER | FEATURES and name not in ours]:
+        kind = f"for --data {'FOLDER' if shapes else 'shapes'}; got --data {args.data}"
+        kind = "with --features" if not shapes and wrong[0] in FEATURES else kind
+        raise MMCLError(f"{', '.join(map(_option, wrong))}: only {kind}")
     if METHODS[method].labels and not (shapes and given.get("objects") == "1-1"):
         raise MMCLError(
             f"{method} learns shape and colour of the only object of a scene: expected --data "
@@ -180,7 +178,7 @@ def _new_run(args: argparse.Namespace) -> Run:
             f"{given.get('objects', SHAPES['objects'])}"
         )
     own = {name: getattr(METHODS[method], name) for name in ("epochs", "batch_size", "lr")}
-    if "features" in given and "size" not in given:
+    if frozen and "size" not in given:
         own["size"] = getattr(encoder(given["features"]), "size", 224)
     run = Run(**{**ALWAYS, **ours, **own, **given})
     if shapes and run.size < LEAST_SIDE:

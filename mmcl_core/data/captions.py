@@ -68,14 +68,11 @@ class CaptionFolder(BatchDataset):
         paths: the picture files, `N` of them.
         sentences: int64 `[N, S, L]`, padded with 0; where a picture has fewer than S captions, they
             repeat; where it has more, the first S stand here and `captions(i)` has all.
-        texts: int64 `[N, S]`, a code of each whole text (`groups.text_codes`). Texts that differ
-            have other codes where `sentences` has the same ids: words that the tokenizer does not
-            know, captions that are cut.
+        texts: int64 `[N, S]`, a code of each whole text (`groups.text_codes`), which tells texts
+            apart where words are not known, or captions cut.
         tokenizer: the `WordTokenizer` of `sentences`.
         rows: int64 `[N]`, the number of each picture among those that were read.
-        skipped: one line of text for each row left out: file, row, reason.
-        notes: one for each odd row.
-        size: side of a picture in pixels.
+        skipped: one line of text for each row left out: file, row, reason. `notes`: for odd ones.
 
     Args:
         root: the folder.
@@ -83,11 +80,10 @@ class CaptionFolder(BatchDataset):
             for COCO the name of an annotation file, such as "train2017", with or without the year.
             None takes all there is.
         size: side in pixels, at least 1.
-        tokenizer: one that was fit before (on the training captions, say); a warning says which
-            words it does not know. None fits one on the captions of this folder.
+        tokenizer: one that was fit before (on the training captions, say); of words that it does
+            not know, a warning tells. None fits one on the captions of this folder.
         sentences: S above, at least 1.
-        max_length: most ids of a caption, start and end included; None takes the limit of the
-            tokenizer, or 64 where none is given.
+        max_length: most ids of a caption, with start and end; None: the tokenizer's limit, or 64.
         truncate: cut captions that are too long instead of reporting them.
         on_error: "few" leaves out one bad row in a thousand, "raise" none, "skip" any number. With
             "skip" each picture is decoded once at the start, so that none can fail later.
@@ -98,7 +94,7 @@ class CaptionFolder(BatchDataset):
         MMCLError: an argument is out of its range.
     """
 
-    _each = ("paths", "sentences", "texts", "_captions", "_where")
+    _each: tuple[str, ...] = ("paths", "sentences", "texts", "_captions", "_where")
 
     def __init__(
         self,
@@ -113,15 +109,12 @@ class CaptionFolder(BatchDataset):
             raise MMCLError(f"on_error: expected 'few', 'raise' or 'skip', got {on_error!r}")
         limit = 64 if tokenizer is None else tokenizer.max_length
         if tokenizer is not None and max_length not in (None, limit):
-            raise MMCLError(
-                f"max_length: expected the tokenizer's limit {limit}, got {max_length}; leave "
-                "max_length out, or fit another tokenizer"
-            )
+            raise MMCLError(f"max_length: expected the tokenizer's limit {limit}, got {max_length}")
         limit = limit if max_length is None else check_count("max_length", max_length, 3)
 
         problems, notes = list[str](), list[str]()
         odd, most = notes if keep_duplicates else problems, None if truncate else limit
-        rows = []
+        rows: list[_Row] = []
         for source in _find_sources(Path(root), split, problems):
             rows += _usable_rows(source, problems, notes, odd, most)
         few = on_error == "few" and _FEW * len(problems) <= len(rows)
@@ -132,16 +125,9 @@ class CaptionFolder(BatchDataset):
         by_path: dict[str, list[_Row]] = {}
         for row in rows:
             by_path.setdefault(row.path, []).append(row)
-        if on_error == "skip":
-
-            def unreadable(path: str) -> Exception | None:
-                found = tried(path, size)
-                return found if isinstance(found, Exception) else None
-
-            for path, error in zip(list(by_path), in_threads(unreadable, by_path), strict=True):
-                if error:
-                    said = f"the picture {path} cannot be read ({error})"
-                    problems += [f"{row.where}: {said}" for row in by_path.pop(path)]
+        for path, error in _unreadable(list(by_path), size) if on_error == "skip" else ():
+            said = f"the picture {path} cannot be read ({error})"
+            problems += [f"{row.where}: {said}" for row in by_path.pop(path)]
         if problems:
             text = f"CaptionFolder left rows out: {summary(problems)}; `skipped` lists all"
             warnings.warn(text, stacklevel=2)
@@ -172,19 +158,15 @@ class CaptionFolder(BatchDataset):
             )
 
     def __repr__(self) -> str:
-        captions = sum(len(found) for found in self._captions)
-        return f"{type(self).__name__}({len(self)} pictures, {captions} captions, size={self.size})"
+        captions, name = sum(map(len, self._captions)), type(self).__name__
+        return f"{name}({len(self)} pictures, {captions} captions, size={self.size})"
 
     def captions(self, i: int) -> list[str]:
         """All captions of picture `i`, as they are written in the file."""
         return list(self._captions[row_of(i, len(self))])
 
     def _read(self, rows: Tensor) -> Batch:
-        """What the pictures give; their first captions, and the texts of these.
-
-        Raises:
-            DataError: a picture cannot be read.
-        """
+        """Pictures, their first captions, and the texts of these; DataError if one is damaged."""
         captions, texts = self.sentences[rows, 0], self.texts[rows, 0]
         return {"image": self._images(rows), "caption": captions, "text": texts}
 
@@ -215,9 +197,7 @@ _Reader = Callable[[Path, list[str]], Iterator[tuple[str, str, str]]]
 
 
 class _Source(NamedTuple):
-    """One caption file, its reader, and the folder of its pictures."""
-
-    file: Path
+    file: Path  # of captions
     read: _Reader
     folder: Path
     wanted: dict[str, str] | None = None  # picture -> its place in the split list; None: all
@@ -229,11 +209,15 @@ def _find_sources(root: Path, split: str | None, problems: list[str]) -> list[_S
         for file in (root / name, root / _TEXTS / name):
             if file.is_file():
                 wanted = None if split is None else _wanted(root, file.parent, split, problems)
-                return [_Source(file, read, _flickr_folder(root, name), wanted)]
-    names = {
-        file.stem.removeprefix("captions_"): file
-        for file in sorted((root / "annotations").glob("captions_*.json"))
-    }
+                places = [root / at for at in _FLICKR_FOLDERS if (root / at).is_dir()]
+                if not places:
+                    raise DataError(
+                        f"{root}: expected the pictures of {name} in one of "
+                        f"{'/, '.join(_FLICKR_FOLDERS)}/, got none of these folders"
+                    )
+                return [_Source(file, read, places[0], wanted)]
+    found = sorted((root / "annotations").glob("captions_*.json"))
+    names = {file.stem.removeprefix("captions_"): file for file in found}
     if not names:
         raise DataError(
             f"{root}: expected a folder with one of {', '.join(readers)}, annotations/captions_*"
@@ -249,17 +233,6 @@ def _find_sources(root: Path, split: str | None, problems: list[str]) -> list[_S
             "not; add it, or choose another split"
         )
     return [_Source(names[name], _read_coco, root / name) for name in chosen]
-
-
-def _flickr_folder(root: Path, name: str) -> Path:
-    """Where the pictures of a file of captions lie."""
-    for folder in _FLICKR_FOLDERS:
-        if (root / folder).is_dir():
-            return root / folder
-    raise DataError(
-        f"{root}: expected the pictures of {name} in one of {'/, '.join(_FLICKR_FOLDERS)}/, got "
-        "none of these folders"
-    )
 
 
 def _wanted(root: Path, texts: Path, split: str, problems: list[str]) -> dict[str, str]:
@@ -278,7 +251,7 @@ def _usable_rows(
 ) -> Iterator[_Row]:
     """The rows of one file that can be used; a line about every other one goes to `problems`.
 
-    `odd` is where captions go that stand twice: `problems`, or `notes`, and then they are used.
+    Captions that stand twice go to `odd`: `problems`, or `notes`, and then they are used.
     """
     with os.scandir(source.folder) as entries:
         paths = {entry.name: entry.path for entry in entries if entry.is_file()}
@@ -330,16 +303,8 @@ def read_table(
     """Yields place, name of the picture and caption of each row of a table with a header.
 
     Fields are parted by what parts the header. A quote that no line ends within `_LINES` lines
-    belongs to its own line alone.
-
-    Args:
-        path: the file.
-        problems: gets a line about each row that cannot be used.
-        columns: names, in small letters, that the column of the pictures may have; and that of the
-            captions.
-
-    Raises:
-        DataError: the header has not these columns.
+    belongs to its own line alone. DataError: the header has not the columns, of which names are
+    given in small letters.
     """
     lines = list(_lines(path, problems))
     header = lines[0][1] if lines else ""
@@ -452,18 +417,24 @@ def _entries(
             problems.append(f"{where}: {wrong}")
 
 
-def summary(problems: list[str], what: str = "cannot be used", shown: int = 5) -> str:
+def summary(problems: Sequence[str], what: str = "cannot be used") -> str:
     """How many rows there are something about, and what of the first ones."""
-    more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
-    rows = "1 row" if len(problems) == 1 else f"{len(problems)} rows"
-    return f"{rows} {what}: {'; '.join(problems[:shown])}{more}"
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    rows = "row" if len(problems) == 1 else "rows"
+    return f"{len(problems)} {rows} {what}: {'; '.join(problems[:5])}{more}"
+
+
+def _unreadable(paths: list[str], size: int) -> list[tuple[str, Exception]]:
+    def error(path: str) -> Exception | None:  # and not the pixels, of which there are too many
+        return found if isinstance(found := tried(path, size), Exception) else None
+
+    return [(p, e) for p, e in zip(paths, in_threads(error, paths), strict=True) if e]
 
 
 def _encode(
     words: list[list[str]], tokenizer: WordTokenizer, sentences: int
 ) -> tuple[Tensor, Tensor]:
-    """The first captions of each picture as int64 `[N, S, L]`, repeated where there are fewer; and
-    the codes of their whole texts, int64 `[N, S]`.
+    """The first captions of each picture, int64 `[N, S, L]`, and the codes of their whole texts.
 
     From their words, by the ids that `WordTokenizer.encode` gives; what is too long is cut.
     """

@@ -32,9 +32,7 @@ class PictureFolder(BatchDataset):
     was trained on the one can embed the other. A batch has "image" and "index".
 
     Attributes:
-        root: the folder.
         names: of the pictures, as paths from `root` with "/" between the parts.
-        size: side of a picture in pixels.
         rows: int64 `[N]`, the number of each picture among all of the folder.
 
     Args:
@@ -64,11 +62,7 @@ class PictureFolder(BatchDataset):
         return f"PictureFolder({len(self)} pictures, size={self.size})"
 
     def _read(self, rows: Tensor) -> Batch:
-        """Pictures, float32 `[B, 3, size, size]` in [0, 1].
-
-        Raises:
-            DataError: a picture cannot be read.
-        """
+        """Pictures, float32 `[B, 3, size, size]` in [0, 1]; DataError if one is damaged."""
         batch, unreadable = self.read(rows)
         for i, error in unreadable.items():
             raise DataError(
@@ -103,11 +97,8 @@ def decode(path: str | os.PathLike[str], size: int) -> np.ndarray:
     """The centred square of a picture as uint8 `[size, size, 3]`.
 
     Turned upright by its EXIF tag, converted to RGB, and resized (bicubic), as CLIP does it. A JPEG
-    is decoded at a half, a quarter or an eighth where that leaves at least twice `size`.
-
-    Raises:
-        ValueError: it has more than 8 bits a channel.
-        Exception: Pillow raises errors of many kinds on a damaged file.
+    is decoded at a half, a quarter or an eighth where that leaves at least twice `size`. Raises
+    errors of many kinds on a damaged file, and ValueError on more than 8 bits a channel.
     """
     with Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
