@@ -82,9 +82,12 @@ def cached_features(
         )
 
         def read(path: Path) -> None:
-            part = np.load(path, mmap_mode="r")
-            if part.dtype != kind:
-                raise DataError(f"{path}: {changed}")
+            try:
+                part = np.load(path, mmap_mode="r")
+                if part.dtype != kind:
+                    raise ValueError(part.dtype)
+            except ValueError as error:  # or it was cut short
+                raise DataError(f"{path}: {changed}") from error
             found.update((mark, (len(parts), i)) for i, mark in enumerate(part["mark"].tolist()))
             parts.append(part["row"])
 

@@ -138,9 +138,10 @@ def text(typed: str) -> str:
     return typed
 
 
+seed = _whole("a whole number from 0 to 2^32 - 1", 0)
 READ: dict[str, Callable[[str], object]] = {
     "N": _whole("a whole number, at least 1 and below 2^32", 1),
-    "SEED": _whole("a whole number from 0 to 2^32 - 1", 0),
+    "SEED": seed,
     "LEVEL": _whole("1, 2, 3 or 4", 1, 4),
     "PIXELS": _whole("a multiple of 8, from 8 to 1024", 8, 1024, step=8),
     "RATE": _number("a number above 0, not infinite", "(0, inf)"),

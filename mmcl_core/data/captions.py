@@ -80,8 +80,7 @@ class CaptionFolder(BatchDataset):
             for COCO the name of an annotation file, such as "train2017", with or without the year.
             None takes all there is.
         size: side in pixels, at least 1.
-        tokenizer: one that was fit before (on the training captions, say); of words that it does
-            not know, a warning tells. None fits one on the captions of this folder.
+        tokenizer: one that was fit before, say on the training captions; None fits one on these.
         sentences: S above, at least 1.
         max_length: most ids of a caption, with start and end; None: the tokenizer's limit, or 64.
         truncate: cut captions that are too long instead of reporting them.
@@ -91,7 +90,6 @@ class CaptionFolder(BatchDataset):
 
     Raises:
         DataError: the layout is not recognised, a file or a row cannot be used, or nothing is left.
-        MMCLError: an argument is out of its range.
     """
 
     _each: tuple[str, ...] = ("paths", "sentences", "texts", "_captions", "_where")

@@ -53,7 +53,6 @@ def fetch_coco(
     Raises:
         DataError: an archive cannot be fetched, is not the one with this sum, or has no such
             folder; nothing of it is then left.
-        MMCLError: pooch is not installed.
     """
     try:
         import pooch  # here, so that the library works without it

@@ -41,7 +41,6 @@ class PictureFolder(BatchDataset):
 
     Raises:
         DataError: there is no such folder, or no picture in it.
-        MMCLError: an argument is out of its range.
     """
 
     _each = ("names",)

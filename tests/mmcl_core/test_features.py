@@ -178,6 +178,14 @@ def test_a_file_of_other_pictures_or_of_another_width_is_noticed(data, tmp_path)
         get(data, Counting(False), tmp_path)
 
 
+def test_a_file_that_was_cut_short_is_noticed(data, tmp_path) -> None:
+    get(data, Counting(False), tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(DataError, match=r"means-.*\.npy: expected what .* or remove the file"):
+        get(data, Counting(False), tmp_path)
+
+
 @pytest.mark.parametrize("scale", [1e6, 1e-6])
 def test_what_does_not_fit_into_float16(data, tmp_path, scale) -> None:
     with pytest.raises(ShapeError, match=r"do not fit into float16; pass dtype='float32'"):
