@@ -27,9 +27,9 @@ from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count, chec
 from mmcl_core.files import put_in_place
 from mmcl_core.modules import evaluating, taking
 
-# Features of a picture alone, and of it in a batch, differ by less of the largest; in float16, so
-# does the rounding.
-_SAME = {"float16": 1e-3, "float32": 1e-4}
+# Features of a picture alone, and of it in a batch, differ by less of the largest; so do those that
+# are rounded to float16, with what convolutions on a GPU (in TF32) add.
+_SAME = {"float16": 4e-3, "float32": 1e-4}
 
 
 def cached_features(
