@@ -169,7 +169,7 @@ def test_the_functions_say_what_they_need(runs, photos, tmp_path) -> None:
     index = cli.embed_folder(loaded, PictureFolder(photos, size=24))[0]
     assert len(cli.nearest(index, index.embeddings[0], np.int64(3))) == 3
     for top in (0, -1):
-        with pytest.raises(MMCLError, match=f"top: expected at least 1, got {top}"):
+        with pytest.raises(MMCLError, match=f"top must be a whole number, at least 1; got {top}"):
             cli.nearest(index, index.embeddings[0], top)
     shutil.copytree(runs["clip"], tmp_path / "run")
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"cut")
