@@ -9,8 +9,8 @@ first, the words first, and words that say nothing in the first epochs.
 """
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mmcl_book.experiments import small
 from mmcl_book.experiments.calibration import calibration
-from mmcl_book.experiments.parts import Present, choices
 from mmcl_book.experiments.protocol import Better, Trials
 from mmcl_core.batches import Batch
 from mmcl_core.checkpoints import History
@@ -39,7 +38,8 @@ from mmcl_core.methods.method import unit
 from mmcl_core.modules import evaluating
 from mmcl_core.training import Progress, fit
 
-MODALITIES = ("image", "caption", "tags")
+Present = tuple[str, ...]  # the modalities at hand
+MODALITIES: Present = ("image", "caption", "tags")
 WORDS = ("caption", "tags")
 EPOCHS, SUPER_EPOCH = 6, 2
 SCENES, TESTED = 3000, 1000
@@ -121,6 +121,11 @@ class Trained(NamedTuple):
     def accuracy(self, present: Present, epoch: int = -1) -> float:
         """The share of test scenes whose class is told from these modalities after an epoch."""
         return right(self.told[epoch].logits[present], self.labels)
+
+
+def choices(modalities: Sequence[str]) -> list[Present]:
+    """Every choice of modalities but none, the small ones first."""
+    return [c for size in range(1, len(modalities) + 1) for c in combinations(modalities, size)]
 
 
 def scenes(n: int, seed: int) -> ShapesCaptions:
