@@ -22,8 +22,8 @@ RECORDS = ROOT / "book" / "records"
 # What lies in [0, 1] in a record of the book, and could be outside.
 NO_SHARES = (
     "alignment", "caption active", "caption cone", "caption perplexity", "captions tied", "cosine",
-    "drift", "error", "gap", "gradient", "image cone", "loss", "mebibytes", "MiB", "purity", "ratio",
-    "scale", "seconds", "spread", "temperature", "tokens of",
+    "drift", "error", "gap", "gradient", "image cone", "loss", "mebibytes", "MiB", "purity",
+    "ratio", "scale", "seconds", "spread", "temperature", "tokens of",
 )  # fmt: skip
 
 
