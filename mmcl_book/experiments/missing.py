@@ -19,6 +19,11 @@ from torch import Tensor
 from mmcl_book.experiments import small
 from mmcl_book.experiments.calibration import calibration
 from mmcl_book.experiments.protocol import Better, Trials
+from mmcl_book.methods.blending import (
+    GradientBlending,
+    Measurement,
+    overfitting_to_generalisation,
+)
 from mmcl_core.batches import Batch
 from mmcl_core.checkpoints import History
 from mmcl_core.data import ShapesCaptions
@@ -29,11 +34,6 @@ from mmcl_core.evaluation.missing import closeness
 from mmcl_core.evaluation.probes import chance_of
 from mmcl_core.evaluation.summary import CLASSES, shape_and_colour
 from mmcl_core.methods import LateFusion
-from mmcl_core.methods.blending import (
-    GradientBlending,
-    Measurement,
-    overfitting_to_generalisation,
-)
 from mmcl_core.methods.method import unit
 from mmcl_core.modules import evaluating
 from mmcl_core.training import Progress, fit

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from mmcl_book.methods import blending
 from mmcl_core import evaluation
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.methods import LateFusion, blending
+from mmcl_core.methods import LateFusion
 from tests.book.chapter import definitions, two_encoders
 from tests.float32 import close32
 
