@@ -211,7 +211,7 @@ def test_trials_are_measured_on_other_scenes(tiny) -> None:
         for seed in (small.TEST_SEED, small.VALIDATION_SEED)
     )
     assert one["alignment"] != two["alignment"]
-    assert one["shape"] == two["shape"]  # probes have scenes of their own
+    assert one["size"] != two["size"]  # those of the probe, too
 
 
 @pytest.mark.parametrize("condition", moco.CONDITIONS)
