@@ -5,18 +5,18 @@ the size and a thumbnail, which is grey and blurred.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_book.experiments import missing, small
+from mmcl_book.experiments.missing import Present as Present
+from mmcl_book.experiments.missing import choices as choices
 from mmcl_core.batches import Batch, trimmed
 from mmcl_core.encoders import Encoded, TagEncoder
 from mmcl_core.evaluation.probes import fit_probe
 
-Present = tuple[str, ...]  # the modalities at hand
 PARTS: Present = (*missing.MODALITIES, "size", "thumbnail")
 SIDE = 8  # of a thumbnail
 
@@ -84,11 +84,6 @@ def encoders(data: Scenes) -> dict[str, nn.Module]:
         "thumbnail": ThumbnailEncoder,
     }
     return {m: new[m]() for m in data.parts}
-
-
-def choices(modalities: Sequence[str]) -> list[Present]:
-    """Every choice of modalities but none, the small ones first."""
-    return [c for size in range(1, len(modalities) + 1) for c in combinations(modalities, size)]
 
 
 def few(y: Tensor, labels: int, seed: int) -> Tensor:
