@@ -40,7 +40,7 @@ from mmcl_core.methods import GMC, LateFusion
 from mmcl_core.methods.method import unit
 from mmcl_core.training import Progress, fit
 
-SEEDS = tuple(range(3))
+SEEDS = tuple(range(20, 30))  # 0 to 2 were a first look, after which two claims were added
 SCENES, TESTED, EPOCHS = 2000, 1000, 8
 PICTURE: Present = ("image",)
 LABELS = (2, 5, 20)  # a class
@@ -48,9 +48,9 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "GMC": {"lr": 0.005},
     "no joint network": {"kind": "no joint", "lr": 0.002},
     "one CLIP": {"kind": "one CLIP", "lr": 0.002},
-    "modality dropout": {"kind": "fusion", "lr": 0.005, "dropout": 0.5},
-    "modality dropout, 2 labels": {"kind": "fusion", "labels": 2, "lr": 0.005, "dropout": 0.5},
-    "modality dropout, 5 labels": {"kind": "fusion", "labels": 5, "lr": 0.005, "dropout": 0.5},
+    "modality dropout": {"kind": "fusion", "lr": 0.008, "dropout": 0.5},
+    "modality dropout, 2 labels": {"kind": "fusion", "labels": 2, "lr": 0.008, "dropout": 0.5},
+    "modality dropout, 5 labels": {"kind": "fusion", "labels": 5, "lr": 0.008, "dropout": 0.5},
     "reader, 2 labels": {"kind": "reader", "labels": 2, "lr": 0.005},
     "co-trained, 2 labels": {"kind": "co-trained", "labels": 2, "lr": 0.005},
 }
@@ -65,8 +65,18 @@ BETTER = (
         says="With labels on two pictures of each class, the class is told better from pictures",
     ),
     Better(
-        "GMC", (*EVERY, "modality dropout"), "accuracy, image", by=0.05,
+        "GMC", (*EVERY, "modality dropout"), "accuracy, image", by=0.04,
         says="Of what serves every choice of parts, with all labels, it reads the picture best",
+    ),
+    Better(
+        "GMC", ("modality dropout, 2 labels",), "accuracy, image, 2 labels", by=0.32,
+        says="From two labels a class, a probe on it tells a picture's class better than a fusion "
+        "with modality dropout",
+    ),
+    Better(
+        "GMC", ("co-trained, 2 labels",), "accuracy, pictures labelled, 2 labels", by=0.21,
+        says="With labels on two pictures of each class, better than classifiers that are "
+        "co-trained",
     ),
 )  # fmt: skip
 WEIGHTS = ("GMC",)
@@ -85,12 +95,17 @@ def _tried(
 
 
 _PROBED = "accuracy, image, 5 labels"
-# A first round, of six epochs and one seed of these scenes, chose between batches of 32 and 64 and
-# three learning rates; the two best of each method were left.
+# A first round, of six epochs and one seed of these scenes, chose between batches of 32 and 64.
 TRIALS = {
-    "GMC": Trials(_PROBED, _tried((0.002, 0.005))),
-    "modality dropout": Trials("accuracy, image", _tried((0.005,), (0.3, 0.5), kind="fusion")),
-    "no joint network": Trials(_PROBED, _tried((0.001, 0.002), kind="no joint")),
+    "GMC": Trials(_PROBED, _tried((0.002, 0.005, 0.008, 0.012))),
+    "modality dropout": Trials(
+        "accuracy, image", _tried((0.005, 0.008), (0.3, 0.5), kind="fusion")
+    ),
+    "modality dropout, 2 labels": Trials(
+        "accuracy, image, 2 labels",
+        _tried((0.005, 0.008), (0.3, 0.5), kind="fusion", labels=2),
+    ),
+    "no joint network": Trials(_PROBED, _tried((0.0005, 0.001, 0.002, 0.004), kind="no joint")),
     "one CLIP": Trials(_PROBED, _tried((0.001, 0.002), kind="one CLIP")),
     "co-trained, 2 labels": Trials(
         "accuracy, pictures labelled, 2 labels",
