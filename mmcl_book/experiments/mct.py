@@ -15,7 +15,7 @@ the pictures are all that is left, and linear probes learn from few labels or fr
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -50,54 +50,43 @@ LABELS = {"2 labels": 2, "5 labels": 5, "20 labels": 20, "all labels": PROBED[0]
 EVERY = 2  # epochs from one look to the next
 
 
-def _trials(measure: str = "accuracy, 5 labels") -> dict[str, Trials]:
-    """Three settings of each method: learning rates, and a weight or the view."""
+def _trials() -> dict[str, Trials]:
+    """Three settings of each method: learning rates, and weights where it has some."""
     clip: dict[str, Any] = {"method": "clip"}
     within: dict[str, Any] = {"terms": ["image"], "between": False, "view": "lit"}
     beside: dict[str, Any] = {"method": "beside", "width": 32, "view": "lit"}
     mct: dict[str, Any] = {"terms": ["image", "caption"], "view": "lit"}
-    tagged: dict[str, Any] = {"terms": ["image", "tags", "caption"], "view": "lit"}
-    slow, middle, fast = ({"lr": lr} for lr in (2e-3, 4e-3, 8e-3))
+    words, head = clip | {"tags": "words"}, clip | {"tags": "head"}
+    tagged = mct | {"terms": ["image", "tags", "caption"]}
+
+    def rates(config: dict[str, Any], *lrs: float) -> dict[str, dict[str, Any]]:
+        return {f"lr {lr:g}": config | {"lr": lr} for lr in lrs}
+
     settings: dict[str, dict[str, dict[str, Any]]] = {
-        "CLIP": {
-            "lr 0.002": clip | slow,
-            "lr 0.004": clip | middle,
-            "lr 0.004, cropped in another light": clip | middle | {"view": "lit"},
-        },
-        "within alone": {
-            "lr 0.002": within | slow,
-            "lr 0.004": within | middle,
-            "lr 0.004, cropped": within | middle | {"view": "crop"},
-        },
-        "two half encoders": {
-            "lr 0.002": beside | slow,
-            "lr 0.004": beside | middle,
-            "lr 0.008": beside | fast,
-        },
+        "CLIP": rates(clip, 0.002, 0.004, 0.008),
+        "within alone": rates(within, 0.002, 0.004, 0.008),
+        "two half encoders": rates(beside, 0.004, 0.008, 0.016),
         "MCT": {
-            "lr 0.004": mct | middle,
-            "lr 0.004, image x 1": mct | middle | {"weights": {"image": 1.0}},
-            "lr 0.008": mct | fast,
+            "lr 0.004, image x 1": mct | {"lr": 0.004, "weights": {"image": 1.0}},
+            "lr 0.008, image x 0.5": mct | {"lr": 0.008, "weights": {"image": 0.5}},
+            "lr 0.008, image x 1": mct | {"lr": 0.008, "weights": {"image": 1.0}},
         },
-        "CLIP, tags as words": {
-            name: clip | lr | {"tags": "words"}
-            for name, lr in (("lr 0.002", slow), ("lr 0.004", middle), ("lr 0.008", fast))
-        },
+        "CLIP, tags as words": rates(words, 0.002, 0.004, 0.008),
         "CLIP, tag head": {
-            "lr 0.002": clip | slow | {"tags": "head", "head": 4.0},
-            "lr 0.004": clip | middle | {"tags": "head", "head": 4.0},
-            "lr 0.004, head x 12": clip | middle | {"tags": "head", "head": 12.0},
+            "lr 0.004, head x 12": head | {"lr": 0.004, "head": 12.0},
+            "lr 0.008, head x 4": head | {"lr": 0.008, "head": 4.0},
+            "lr 0.008, head x 12": head | {"lr": 0.008, "head": 12.0},
         },
         "MCT, tags": {
-            "lr 0.004": tagged | middle,
-            "lr 0.004, tags x 1": tagged | middle | {"weights": {"tags": 1.0}},
-            "lr 0.004, tags x 2": tagged | middle | {"weights": {"tags": 2.0}},
+            "lr 0.004, tags x 1": tagged | {"lr": 0.004, "weights": {"tags": 1.0}},
+            "lr 0.008, tags x 1": tagged | {"lr": 0.008, "weights": {"tags": 1.0}},
+            "lr 0.008, tags x 2": tagged | {"lr": 0.008, "weights": {"tags": 2.0}},
         },
-    }  # fmt: skip
+    }
     asked = {"asked": small.VALIDATION_SEED}
     return {
-        method: Trials(measure, {name: config | asked for name, config in of.items()})
-        for method, of in settings.items()
+        method: Trials("accuracy, 5 labels", {name: of | asked for name, of in tried.items()})
+        for method, tried in settings.items()
     }
 
 
@@ -283,10 +272,58 @@ def draw_again(data: ShapesCaptions, seed: int) -> Augment:
     return apply
 
 
-def _second(view: str, data: ShapesCaptions, seed: int) -> Augment:
-    if view == "again":
-        return draw_again(data, seed + 5000)
-    return {"crop": crop, "lit": lit}[view]()
+def prepared(
+    seed: int,
+    *,
+    method: str = "mct",
+    terms: Sequence[str] = (),
+    weights: Mapping[str, float] | None = None,
+    between: bool = True,
+    view: str = "",
+    tags: str = "",
+    head: float = 0.0,
+    width: int = small.WIDTH,
+) -> tuple[Method, ShapesCaptions, Augment]:
+    """A method before its first step, the scenes that it is trained on, and what changes a batch.
+
+    Args:
+        seed: of scenes and first weights. Seeds torch.
+        method: "mct" or "clip"; or "tags" or "caption", a picture encoder that learns to tell
+            these.
+        terms: of an MCT, see `new_mct`; likewise `weights` and `between`.
+        view: the second view of a picture, "crop", "lit" or "again"; a CLIP has it in place of the
+            picture, or none, "".
+        tags: what a CLIP does with the tags: "", nothing; or "words" or "head".
+        head: the weight of the tag head.
+        width: of the encoders.
+    """
+    if method not in ("mct", "clip", "tags", "caption") or view not in ("", "crop", "lit", "again"):
+        raise MMCLError(f"no method {method!r}, or no view {view!r}")
+    data = scenes(SCENES, seed)
+    if tags == "words":
+        data = with_tags_as_words(data)
+    views: dict[str, Callable[[], Augment]] = {
+        "crop": crop,
+        "lit": lit,
+        "again": lambda: draw_again(data, seed + 5000),
+    }
+    second = [views[view]()] if view else []
+    if method == "mct":
+        mct = new_mct(data, seed, terms, weights=weights, between=between, width=width)
+        augment = compose(paraphrase(data, view=True), *second)
+        first = range(0, min(QUEUE, len(data)), BATCH)
+        mct.warm_start(augment(data.batch(range(i, i + BATCH))) for i in first)
+        return mct, data, augment
+    torch.manual_seed(seed)
+    image, caption = _encoders(data, width)
+    count = data.tags.shape[1]
+    if tags == "head":
+        model: Method = TaggedCLIP(image, caption, dim=small.DIM, tags=count, weight=head)
+    elif method == "clip":
+        model = CLIP(image, caption, dim=small.DIM)
+    else:
+        model = Teller(image, count if method == "tags" else len(data.tokenizer), method)
+    return model, data, compose(paraphrase(data), *second, *([_as_picture] if view else []))
 
 
 def _as_picture(batch: Batch) -> Batch:
@@ -297,63 +334,35 @@ def _as_picture(batch: Batch) -> Batch:
 def train(
     seed: int,
     *,
-    method: str = "mct",
     lr: float,
-    terms: Sequence[str] = (),
-    weights: Mapping[str, float] | None = None,
-    between: bool = True,
-    view: str = "",
-    tags: str = "",
-    head: float = 0.0,
-    width: int = small.WIDTH,
     callbacks: Sequence[Callable[[Progress], object]] = (),
-) -> nn.Module:
-    """Trains one method; scenes, order and number of steps are those of all.
+    **config: Any,
+) -> Method:
+    """Trains one method; scenes, their order and the number of steps are the same for all.
 
     Args:
         seed: of scenes, first weights and order.
-        method: "mct"; "clip"; "beside", a CLIP and an MCT of the image term alone; or "tags" or
-            "caption", a picture encoder that learns to tell these.
         lr: the highest learning rate.
-        terms: of an MCT, see `new_mct`; likewise `weights` and `between`.
-        view: the second view of a picture, "crop", "lit" or "again"; a CLIP has it in place of the
-            picture, or none, "".
-        tags: what a CLIP does with the tags: "", none; or "words" or "head".
-        head: the weight of the tag head.
-        width: of the encoders.
-        callbacks: as for `fit`; not of "beside".
+        callbacks: as for `fit`; none are called for "beside".
+        config: as for `prepared`. The method may also be "beside": a CLIP and an MCT of the image
+            term alone, each of that width, and the view is the MCT's.
     """
-    if method == "beside":
-        clip = train(seed, method="clip", lr=lr, width=width)
+    if config.get("method") == "beside":
+        view, width = config["view"], config["width"]
+        clip = train(seed, lr=lr, method="clip", width=width)
         within = train(seed, lr=lr, terms=["image"], between=False, view=view, width=width)
         return Beside(cast(CLIP, clip), cast(MCT, within))
-    if method not in ("mct", "clip", "tags", "caption") or view not in ("", "crop", "lit", "again"):
-        raise MMCLError(f"no method {method!r}, or no view {view!r}")
-    data = scenes(SCENES, seed)
-    if tags == "words":
-        data = with_tags_as_words(data)
-    second = [_second(view, data, seed)] if view else []
-    if method == "mct":
-        model: Method = new_mct(data, seed, terms, weights=weights, between=between, width=width)
-        augment = compose(paraphrase(data, view=True), *second)
-        first = range(0, min(QUEUE, len(data)), BATCH)
-        cast(MCT, model).warm_start(augment(data.batch(range(i, i + BATCH))) for i in first)
-    else:
-        torch.manual_seed(seed)
-        image, caption = _encoders(data, width)
-        count = data.tags.shape[1]
-        if tags == "head":
-            model = TaggedCLIP(image, caption, dim=small.DIM, tags=count, weight=head)
-        elif method == "clip":
-            model = CLIP(image, caption, dim=small.DIM)
-        else:
-            model = Teller(image, count if method == "tags" else len(data.tokenizer), method)
-        augment = compose(paraphrase(data), *second, *([_as_picture] if view else []))
+    model, data, augment = prepared(seed, **config)
     fit(
         model, data, epochs=EPOCHS, batch_size=BATCH, lr=lr, augment=augment, seed=seed,
         callbacks=callbacks, progress=False,
     )  # fmt: skip
     return model
+
+
+def untrained(condition: str) -> Method:
+    """A method as it was made for a condition, for `read_weights` to fill."""
+    return prepared(0, **{k: v for k, v in CONDITIONS[condition].items() if k != "lr"})[0]
 
 
 class Measures:
@@ -387,7 +396,7 @@ class Measures:
         after = self.probed(x, test_x, ("colour",))["colour"]
         return found | {"colour after": after, "recall": self.recall(method)}
 
-    def few(self, x: Tensor, test_x: Tensor, labels: Sequence[str]) -> dict[str, float]:
+    def few(self, x: Tensor, test_x: Tensor, labels: Iterable[str]) -> dict[str, float]:
         """Of the class, by pooled vectors of the known scenes and of those that are asked."""
         y, truth = (summary.shape_and_colour(data) for data in (self.known, self.single))
         found: dict[str, float] = {}
@@ -448,6 +457,5 @@ def run(seed: int, *, asked: int = small.TEST_SEED, **config: Any) -> dict[str, 
     """
     measures = Measures(asked, seed)
     curve: dict[str, float] = {}
-    callbacks = [] if config.get("method") == "beside" else [measures.watch(curve)]
-    model = train(seed, callbacks=callbacks, **config)
+    model = train(seed, callbacks=[measures.watch(curve)], **config)
     return measures(model) | curve
