@@ -8,7 +8,7 @@ the pictures are all that is left, and linear probes learn from few labels or fr
   encoders", these two side by side, each half as wide; and "MCT", image and caption terms beside
   those between the modalities.
 - With tags: "CLIP, tags as words" at the end of its captions; "CLIP, tag head", which also learns
-  to tell the tags; and "MCT, tags".
+  to tell the tags; and "MCT, tags". The last two also with "other tags", of shape and size.
 - What MCT is set against: "tags alone" is supervised; "words alone" predicts the words of the
   caption, as VirTex predicts its sentence.
 - MCT without its image term, and with other second views.
@@ -57,7 +57,8 @@ def _trials() -> dict[str, Trials]:
     beside: dict[str, Any] = {"method": "beside", "width": 32, "view": "lit"}
     mct: dict[str, Any] = {"terms": ["image", "caption"], "view": "lit"}
     words, head = clip | {"tags": "words"}, clip | {"tags": "head"}
-    tagged = mct | {"terms": ["image", "tags", "caption"]}
+    all_five = mct | {"terms": ["image", "tags", "caption"], "lr": 0.008}
+    other = {"tagged": ["shape", "size"]}
 
     def rates(config: dict[str, Any], *lrs: float) -> dict[str, dict[str, Any]]:
         return {f"lr {lr:g}": config | {"lr": lr} for lr in lrs}
@@ -78,9 +79,17 @@ def _trials() -> dict[str, Trials]:
             "lr 0.008, head x 12": head | {"lr": 0.008, "head": 12.0},
         },
         "MCT, tags": {
-            "lr 0.004, tags x 1": tagged | {"lr": 0.004, "weights": {"tags": 1.0}},
-            "lr 0.008, tags x 1": tagged | {"lr": 0.008, "weights": {"tags": 1.0}},
-            "lr 0.008, tags x 2": tagged | {"lr": 0.008, "weights": {"tags": 2.0}},
+            "lr 0.008, tags x 1": all_five | {"weights": {"tags": 1.0}},
+            "lr 0.008, tags x 2": all_five | {"weights": {"tags": 2.0}},
+            "lr 0.008, image x 1, tags x 2": all_five | {"weights": {"image": 1.0, "tags": 2.0}},
+        },
+        "CLIP, head of other tags": rates(head | other | {"head": 4.0}, 0.002, 0.004, 0.008),
+        "MCT, other tags": {
+            "lr 0.008, image x 0.5": all_five | other | {"weights": {"image": 0.5}},
+            "lr 0.008, image x 1": all_five | other | {"weights": {"image": 1.0}},
+            "lr 0.008, image x 1, tags x 0.2": all_five
+            | other
+            | {"weights": {"image": 1.0, "tags": 0.2}},
         },
     }
     asked = {"asked": small.VALIDATION_SEED}
@@ -282,6 +291,7 @@ def prepared(
     view: str = "",
     tags: str = "",
     head: float = 0.0,
+    tagged: Sequence[str] = ("shape", "colour"),
     width: int = small.WIDTH,
 ) -> tuple[Method, ShapesCaptions, Augment]:
     """A method before its first step, the scenes that it is trained on, and what changes a batch.
@@ -295,11 +305,12 @@ def prepared(
             picture, or none, "".
         tags: what a CLIP does with the tags: "", nothing; or "words" or "head".
         head: the weight of the tag head.
+        tagged: the attributes that the tags name.
         width: of the encoders.
     """
     if method not in ("mct", "clip", "tags", "caption") or view not in ("", "crop", "lit", "again"):
         raise MMCLError(f"no method {method!r}, or no view {view!r}")
-    data = scenes(SCENES, seed)
+    data = scenes(SCENES, seed, tags=tagged)
     if tags == "words":
         data = with_tags_as_words(data)
     views: dict[str, Callable[[], Augment]] = {
