@@ -264,7 +264,7 @@ LIVE: list[tuple[str, str, list[str]]] = [
     ("missing", "modality dropout", ["accuracy, image + caption", "accuracy, image"]),
     ("missing", "blending, online", ["accuracy, image + caption", "accuracy, image"]),
     ("moco", "1024 keys, 0.99", []), ("moco", "1024 keys, 0", ["recall"]),
-    # And, when its record has three seeds: ("mct", "MCT, tags", ["shape", "colour", "recall", ...]).
+    # And ("mct", "MCT, tags", ["shape", "colour", "recall"]), when its record has three seeds.
     ("fdt", "cooled to 15", ["recall", "image active", "pointing, colour", "purity"]),
     ("gmc", "GMC", ["accuracy, image", "accuracy, image + caption + tags"]),
     ("gmc", "digits, GMC", ["accuracy, top"]), ("comparison", "CLIP", []),
