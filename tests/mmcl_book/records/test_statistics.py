@@ -243,10 +243,8 @@ LIVE: list[tuple[str, str, list[str]]] = [
         "accuracy, image", "accuracy, caption", "accuracy, tags", "accuracy, image + caption",
         "accuracy, image + tags", "accuracy, caption + tags", "accuracy, image + caption + tags",
     ]),
-    ("moco", "1024 keys, 0.99", []), ("moco", "1024 keys, 0", ["recall"]),
-    ("mct", "CLIP", ["recall", "colour before", "same tags"]),
-    ("mct", "between + image + tags + caption", ["recall", "colour before", "same tags"]),
-    ("fdt", "FDT sparse", ["recall"]),
+    ("moco", "a queue", ["recall"]),
+    ("mct", "MCT, tags", ["shape", "colour", "recall"]), ("fdt", "FDT sparse", ["recall"]),
     ("gmc", "GMC", ["found, image", "accuracy, image, 5 labels"]), ("comparison", "CLIP", []),
     ("alternatives", "MMVAE", ["colour drawn, caption", "colour told, image", "error, image"]),
 ]  # fmt: skip
