@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, random_
 
 from mmcl_book.experiments.drawn_folder import draw_folder
 from mmcl_core.batches import Batched, index, row_of, trimmed
-from mmcl_core.data import CaptionFolder, Digits, PictureFolder, ShapesCaptions
+from mmcl_core.data import CaptionFolder, Digits, Emoji, PictureFolder, ShapesCaptions
 from mmcl_core.data.augment import compose, finder, paraphrase, with_labels
 from mmcl_core.data.tokenizer import UNK
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
@@ -34,13 +34,14 @@ def every(tmp_path_factory) -> dict[str, Dataset]:
         "shapes": ShapesCaptions(N, size=24),
         "no tags": ShapesCaptions(N, size=24, tags=()),
         "digits": Digits("test").subset(range(N)),
+        "emoji": Emoji("test", language="both", size=8).subset(range(N)),
         "folder": folder,
         "pictures": PictureFolder(root, size=8),
         "features": FeatureCaptions(folder, np.random.default_rng(0).random((N, 5), np.float32)),
     }
 
 
-NAMES = ["shapes", "no tags", "digits", "folder", "pictures", "features"]
+NAMES = ["shapes", "no tags", "digits", "emoji", "folder", "pictures", "features"]
 
 
 def mask_of(rows: list[int]) -> Tensor:
@@ -172,6 +173,8 @@ def as_batch(data, rows: Tensor) -> dict[str, Tensor]:
     batch = data.batch(at)
     if "caption" in batch:
         batch["caption"] = data.sentences[at, 0]
+    if "caption_ko" in batch:
+        batch["caption_ko"] = data.korean[at]
     return batch
 
 
