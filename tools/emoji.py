@@ -4,10 +4,11 @@
 
 npm fetches the packages below, each checked against its sum; resvg draws their SVG at 48 pixels.
 The same packages and the versions of `DRAWN_BY` give the same bytes. Without FOLDER the files in
-`mmcl_core/data/atlases` are made anew; their licences stand in `NOTICE`. Nobody needs this script,
-or what it needs, to use them:
+`mmcl_core/data/atlases` are made anew; their licences stand in `NOTICE`. The sum of emoji.json is
+printed, for `mmcl_core/data/emoji.py`. Nobody needs this script to use them; it needs npm, and, in
+an environment of its own:
 
-    npm, and in an environment of its own: pip install pillow==13.0.0 resvg-py==0.5.0
+    pip install pillow==13.0.0 resvg-py==0.5.0
 
 A concept is an emoji of one name. Left out are flags, skin tones, families, keycaps, a man and a
 woman where there is a person ("man artist" beside "artist"), the same again "facing right", and

@@ -141,8 +141,7 @@ class WordTokenizer:
         return hash((self._words, self.max_length))
 
     def __repr__(self) -> str:
-        name, count = type(self).__name__, len(self._words)
-        return f"{name}({count} words, max_length={self.max_length})"
+        return f"{type(self).__name__}({len(self._words)} words, max_length={self.max_length})"
 
     def encode(self, text: str, *, truncate: bool = False) -> list[int]:
         """Turns a text into ids, with ``<start>`` before and ``<end>`` after.

@@ -1,12 +1,12 @@
 """Emoji: what is shipped is whole, the splits part it, and batches are those of the other data."""
 
 import json
-import time
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, random_split
 
 from mmcl_core.batches import Batched
@@ -58,8 +58,6 @@ def test_the_files_are_small() -> None:
 
 
 def test_an_atlas_has_its_pictures_in_rows(everything: Emoji) -> None:
-    from PIL import Image
-
     atlas = np.asarray(Image.open(emoji.FOLDER / "fluent.webp").convert("RGBA"))
     for concept in (0, 1, 39, 40, 1401):
         row, column = divmod(concept, 40)
@@ -158,10 +156,8 @@ def test_styles_can_be_chosen(by_concept: dict[str, Emoji]) -> None:
     assert torch.equal(whole.images[same][0], data.images[0])
 
 
-def test_it_is_the_same_each_time_and_soon_there() -> None:
-    start = time.process_time()
+def test_it_is_the_same_each_time() -> None:
     one = Emoji("train")
-    assert time.process_time() - start < 5  # of all threads; 0.5 s on an idle machine
     torch.rand(3)  # of which nothing depends
     other = Emoji("train")
     assert torch.equal(one.images, other.images)
