@@ -1,14 +1,17 @@
-"""Make the record of an experiment: `python -m mmcl_book record --help`."""
+"""Make the record of an experiment, or print what records claim: `python -m mmcl_book --help`."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 
+from mmcl_book.claims import BetterTable
+from mmcl_book.records import compare, read_record
 from mmcl_book.records.making import (
     EXPERIMENTS,
     TRIAL_SEEDS,
     confirm_record,
+    experiment,
     make_record,
     seeds_of,
 )
@@ -24,6 +27,11 @@ Each finished run is kept in FILE.partial: after Ctrl-C, the same command goes o
 Runs are kept as long as the code and the versions that they depend on are. Some
 experiments also keep the weights of trained models, beside FILE."""
 
+CLAIMS = """\
+Prints each claim that a method is better than the best simple rival: both
+intervals, their difference, the margin that was set before the record was made,
+and how many settings each was chosen from."""
+
 EXAMPLES = f"""\
 examples:
   {PROGRAM} record gap
@@ -34,7 +42,7 @@ examples:
 def parser() -> argparse.ArgumentParser:
     """What can be typed after `python -m mmcl_book`."""
     top = argparse.ArgumentParser(prog=PROGRAM, description="Make what the pages of the book show.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="{record}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="{record,claims}")
     add = commands.add_parser(
         "record",
         help="run an experiment of the book with several seeds; writes the record of it",
@@ -81,12 +89,48 @@ def parser() -> argparse.ArgumentParser:
         "code; else it is left as it is, and the command fails.",
     )
     add("--quiet", action="store_true", help="print the last line only; default: one a run.")
+    claims = commands.add_parser(
+        "claims",
+        help="print the claims that a method is better than the best simple rival",
+        description=CLAIMS,
+    )
+    claims.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        help="of experiments; default: all with claims.",
+    )
     return top
 
 
+def claimed(names: Sequence[str]) -> bool:
+    """Prints what records say of the claims of experiments; returns whether all of them hold.
+
+    Raises:
+        RecordError: there is no record, or it is none.
+    """
+    known = [name for name in EXPERIMENTS if getattr(experiment(name), "BETTER", ())]
+    all_hold = True
+    for name in names or known:
+        record = read_record(name)
+        found = [compare(record, claim) for claim in getattr(experiment(name), "BETTER", ())]
+        print(f"{name}\n{BetterTable(found)}\n")
+        all_hold = all_hold and all(each.holds for each in found)
+    return all_hold
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, 2 after an error, 130 after Ctrl-C."""
+    """Runs the command line; returns the exit code.
+
+    It is 0, 1 where a claim does not hold, 2 after an error, and 130 after Ctrl-C.
+    """
     args = parser().parse_args(argv)
+    if args.command == "claims":
+        try:
+            return 0 if claimed(args.names) else 1
+        except MMCLError as error:
+            _say(f"{PROGRAM}: error: {error}")
+            return 2
     say = (lambda _: None) if args.quiet else _say
     out = args.out or f"book/records/{'trials/' if args.trials else ''}{args.name}.json"
     try:

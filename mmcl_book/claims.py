@@ -127,7 +127,7 @@ def _cells(found: Comparison) -> tuple[str, ...]:
         measured(found.rival, found.theirs, others),
         f"{_between(found.difference)}; claimed ≥ {better.by:.2f}",
         str(found.seeds),
-        "holds" if found.holds else "does not hold",
+        found.verdict,
     )
 
 

@@ -37,7 +37,7 @@ RAW = re.compile(r"\{\{.*?\}\}|\[\^[^\]]+\]")
 TITLED = re.compile(r"^(?P<text>.*?)\s*<(?P<target>[^<>]+)>$", re.S)
 
 # Of directives; any other would be lost.
-OPTIONS = re.compile(r":label:\s*\S+|:class:\s*(?:note|dropdown)|:{3,}.*")
+OPTIONS = re.compile(r":label:\s*\S+|:class:\s*(?:note|tip|dropdown)|:{3,}.*")
 UNKNOWN = (
     "the {} is not known to tools/plain_markdown.py: use another one, or teach it what a notebook "
     "shows instead"

@@ -1,55 +1,104 @@
 """FDT: can patches and words speak in the same tokens?
 
-Varied: the temperature of the grounding, fixed or cooled down, the size of the codebook, and what
-padding does. Measured: retrieval, how many tokens are at work, whether the tokens of a word point
-to its object, and whether the patches and the words that call a token mean the same. A CLIP with
-the same encoders stands beside.
+Captions name shape, colour, size and texture (detail 3). Varied: how a CLIP pools its patches, and
+an FDT, with 4,000 pairs and with few; of few, a codebook that was learned before, or at random.
+Measured: retrieval, pointing, which attribute is told, and what the tokens mean.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from functools import lru_cache
+from itertools import product
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_book.experiments import small, structure, tokens
+from mmcl_book.experiments.protocol import Better, Trials
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.data.groups import first_captions
-from mmcl_core.encoders import CaptionEncoder
+from mmcl_core.data.augment import paraphrase
+from mmcl_core.data.drawing import VALUES
+from mmcl_core.encoders import CaptionEncoder, ImageEncoder
 from mmcl_core.evaluation import embed_all, pointing_game, summary
 from mmcl_core.methods import CLIP, FDT
 from mmcl_core.methods.fdt import Cooling, codebook_usage
-from mmcl_core.training import Progress
+from mmcl_core.training import Progress, fit
 
-EPOCHS, BATCH = 8, 128
-START = 300.0  # of the cooling; the best of 100, 300 and 1000 on the scenes of seed 555
-CONDITIONS: dict[str, dict[str, Any]] = {
-    "cooled to 15": {"end": 15.0},
-    "CLIP": {"training": "clip"},
-    "untrained": {"start": 15.0, "epochs": 0},
-    "fixed at 1": {"start": 1.0},
-    "fixed at 10": {"start": 10.0},
-    "fixed at 100": {"start": 100.0},
-    "fixed at 1000": {"start": 1000.0},
-    "cooled to 60": {"end": 60.0},
-    "cooled to 15, 64 tokens": {"end": 15.0, "codebook": 64},
-    "cooled to 15, 1024 tokens": {"end": 15.0, "codebook": 1024},
+EPOCHS, BATCH, DETAIL = 12, 128, 3
+POINTED = structure.POINTED
+START = 300.0  # of the cooling
+FEW, FEW_EPOCHS, FEW_BATCH = 400, 30, 100  # pairs, of scenes that nothing else is trained on
+LOOKED_AT, EVERY = 250, 3  # scenes that are looked at along a training, each third epoch
+SEEDS = tuple(range(3))
+WEIGHTS = ("FDT sparse",)
+
+FEW_PAIRS: dict[str, Any] = {"few": True}
+
+
+def _asked(**config: Any) -> dict[str, Any]:
+    """A setting that is tried, on the scenes for that."""
+    return config | {"asked": small.VALIDATION_SEED}
+
+
+def _rates(measure: str, *rates: float, **config: Any) -> Trials:
+    """The same at several learning rates."""
+    return Trials(measure, {f"lr {lr:g}": _asked(**config, lr=lr) for lr in rates})
+
+
+TRIALS = {
+    "CLIP max": _rates("recall", 0.005, 0.01, pool="max"),
+    "FDT sparse": _rates("recall", 0.005, end=15.0),
+    "few pairs, CLIP mean": _rates("recall", 0.005, 0.01, **FEW_PAIRS, pool="mean"),
+    "few pairs, CLIP max": _rates("recall", 0.005, 0.01, **FEW_PAIRS, pool="max"),
+    "few pairs, FDT": _rates("recall", 0.005, 0.01, **FEW_PAIRS, end=15.0),
 }
-FEW = 250  # test scenes that are looked at after each epoch
+SPARSE: dict[str, Any] = {"end": 15.0, "lr": 0.005}
+FEW_FDT: dict[str, Any] = FEW_PAIRS | {"end": 15.0, "lr": 0.01}
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "CLIP max": {"pool": "max", "lr": 0.01},
+    "FDT sparse": SPARSE,
+    "few pairs, CLIP mean": FEW_PAIRS | {"pool": "mean", "lr": 0.005},
+    "few pairs, CLIP max": FEW_PAIRS | {"pool": "max", "lr": 0.01},
+    "few pairs, FDT": FEW_FDT,
+    "few pairs, codebook known": FEW_FDT | {"known": "before"},
+    "few pairs, codebook at random": FEW_FDT | {"known": "at random"},
+}
+FEW_RIVALS = ("few pairs, CLIP mean", "few pairs, CLIP max")
+BETTER = (
+    Better(
+        "few pairs, FDT",
+        FEW_RIVALS,
+        "pointing, colour",
+        by=0.05,
+        says="With 400 pairs, the tokens of a colour word point to its object better than patches",
+    ),
+    Better(
+        "few pairs, FDT",
+        FEW_RIVALS,
+        "pointing, shape",
+        by=0.02,
+        says="With 400 pairs, the tokens of a shape word point to its object better than patches",
+    ),
+)
 
 
 class Trained(NamedTuple):
     """A method, and what was seen along the way."""
 
     method: CLIP
-    along: list[dict[str, float]]  # at the start, and after each epoch; see `watch`
+    along: list[dict[str, float]]  # at the start, and each third epoch; see `watch`
 
 
-def encoders(data: ShapesCaptions) -> tuple[nn.Module, nn.Module]:
-    """Of the small laboratory, with a second layer over the words."""
+def scenes(n: int, seed: int, detail: int = DETAIL) -> ShapesCaptions:
+    """Scenes of the small laboratory, whose captions do not name the position."""
+    return small.scenes(n, seed, detail=detail)
+
+
+def encoders(data: ShapesCaptions, pool: Any = "max") -> tuple[nn.Module, nn.Module]:
+    """Of the small laboratory, with a second layer over the words. An FDT does not pool."""
     words = CaptionEncoder(len(data.tokenizer), width=small.WIDTH, depth=2)
-    return small.image_encoder(), words
+    return ImageEncoder(size=small.SIZE, width=small.WIDTH, pool=pool), words
 
 
 def new_fdt(
@@ -59,104 +108,191 @@ def new_fdt(
     start: float = START,
     end: float | None = None,
     codebook: int = 512,
-    padding: Any = "exclude",
-    epochs: int = EPOCHS,
+    steps: int = EPOCHS * (small.PAIRS // BATCH),
 ) -> FDT:
     """An FDT with the first weights of that seed. Seeds torch.
 
     Args:
-        data: the scenes of the training.
+        data: has the words.
         seed: of the weights.
         start: temperature of the grounding, at which it stays unless there is an `end`.
         end: cooled down to it over 80 % of the steps.
-        codebook: number of entries.
-        padding: "exclude" or "zero".
-        epochs: of the training, for the cooling.
+        codebook: number of tokens.
+        steps: of the training, for the cooling.
     """
     torch.manual_seed(seed)
-    steps = epochs * max(len(data) // BATCH, 1)
     return FDT(
         *encoders(data),
         dim=small.DIM,
         codebook_size=codebook,
         grounding_temperature=start if end is None else Cooling(start, end, steps),
-        padding=padding,
     )
 
 
-def new_clip(data: ShapesCaptions, seed: int) -> CLIP:
+def new_clip(data: ShapesCaptions, seed: int, pool: Any = "max") -> CLIP:
     """A CLIP with the same encoders. Seeds torch."""
     torch.manual_seed(seed)
-    return CLIP(*encoders(data), dim=small.DIM)
-
-
-def watch(method: CLIP, few: ShapesCaptions) -> dict[str, float]:
-    """Mean recall@1 among few test scenes; of an FDT, also the active tokens and the perplexity."""
-    if not isinstance(method, FDT):
-        return {"recall of few": recall(few, *both(method, few))}
-    weights = weights_of(method, few)
-    seen = {"recall of few": recall(few, *mixtures(method, weights))}
-    for name, of in weights.items():
-        usage = codebook_usage(of)
-        seen |= {f"{name} active": usage.active, f"{name} perplexity": usage.perplexity}
-    return seen
-
-
-def train(seed: int, *, training: str = "fdt", epochs: int = EPOCHS, **settings: Any) -> Trained:
-    """Trains an FDT or a CLIP, and looks at it after each epoch.
-
-    Args:
-        seed: of scenes, first weights and order.
-        training: "fdt" or "clip".
-        epochs: the cooling, too, is as long; 0 leaves the method as it begins.
-        settings: of `new_fdt`.
-    """
-    data = small.scenes(small.PAIRS, seed)
-    few = small.scenes(1000, small.TEST_SEED).subset(range(min(FEW, len(data))))
-    clip = training == "clip"
-    method = new_clip(data, seed) if clip else new_fdt(data, seed, epochs=epochs, **settings)
-    along: list[dict[str, float]] = []
-
-    def look(progress: Progress) -> None:
-        along.append(watch(method, few))
-
-    if epochs:
-        small.train(method, data, seed, epochs=epochs, callbacks=[look])
-    return Trained(method, along)
+    return CLIP(*encoders(data, pool), dim=small.DIM)
 
 
 @torch.no_grad()
-def measure(trained: Trained) -> dict[str, float]:
-    """Retrieval and binding; for each word, where its tokens are; and what the tokens mean.
+def watch(method: CLIP, some: ShapesCaptions) -> dict[str, float]:
+    """Recall and pointing among some scenes; of an FDT, also active tokens and perplexity."""
+    seen = {"recall of some": recall(some, *both(method, some))}
+    seen |= {f"pointing of some, {name}": points(method, some, name)[0] for name in POINTED}
+    if isinstance(method, FDT):
+        usage_of = codebook_usage(weights_of(method, some)["image"])
+        seen |= {"active of some": usage_of.active, "perplexity of some": usage_of.perplexity}
+    return seen
 
-    - "recall": recall@1 among the test scenes, the mean of both directions;
+
+def train(
+    seed: int,
+    *,
+    pool: str | None = None,
+    lr: float = 5e-3,
+    epochs: int = EPOCHS,
+    detail: int = DETAIL,
+    **settings: Any,
+) -> Trained:
+    """Trains an FDT, or with a `pool` a CLIP, and looks at it each third epoch.
+
+    Args:
+        seed: of scenes, first weights and order.
+        pool: of a CLIP's patches; None trains an FDT.
+        lr: the highest learning rate.
+        epochs: the cooling, too, is as long; 0 leaves the method as it begins.
+        detail: of the captions.
+        settings: of `new_fdt`.
+    """
+    data = scenes(small.PAIRS, seed, detail)
+    steps = max(epochs * (len(data) // BATCH), 1)
+    method = new_clip(data, seed, pool) if pool else new_fdt(data, seed, steps=steps, **settings)
+    along: list[dict[str, float]] = []
+    test = scenes(1000, small.TEST_SEED, detail)
+    some = test.subset(range(min(LOOKED_AT, len(test))))
+
+    def look(progress: Progress) -> None:
+        if progress.epoch % EVERY == 0:
+            along.append(watch(method, some))
+
+    if epochs:
+        _fit(method, data, seed, epochs=epochs, lr=lr, callbacks=[look])
+    return Trained(method, along)
+
+
+# A few pairs begin with the codebook of another condition, and a page with its whole model.
+_kept = lru_cache(maxsize=32)(train)
+
+
+def trained(seed: int, **config: Any) -> CLIP:
+    """The method of a condition, before it is measured."""
+    return _kept(seed, **config).method
+
+
+def few_pairs(
+    seed: int, *, pool: str | None = None, lr: float, known: str = "", **settings: Any
+) -> CLIP:
+    """Trains on few pairs; an FDT perhaps with a codebook that is there before, and stays.
+
+    Args:
+        seed: of the pairs, the first weights and the order; and of the model from before.
+        pool: of a CLIP's patches; None trains an FDT.
+        lr: the highest learning rate.
+        known: "" nothing; "before": the codebook that "FDT sparse" has learned on other scenes; "at
+            random": the codebook as it begins.
+        settings: of `new_fdt`.
+    """
+    data = scenes(FEW, seed + 1000)
+    steps = FEW_EPOCHS * (len(data) // FEW_BATCH)
+    method = new_clip(data, seed, pool) if pool else new_fdt(data, seed, steps=steps, **settings)
+    if known:
+        codebook = cast(FDT, method).codebook
+        codebook.requires_grad = False
+        if known == "before":
+            before = _kept(seed, **CONDITIONS["FDT sparse"]).method
+            codebook.data.copy_(cast(FDT, before).codebook.data)
+    _fit(method, data, seed, epochs=FEW_EPOCHS, batch_size=FEW_BATCH, lr=lr)
+    return method
+
+
+def _fit(method: nn.Module, data: ShapesCaptions, seed: int, **how: Any) -> None:
+    """Trains with a new sentence for each scene in each epoch, without a bar."""
+    how = {"batch_size": BATCH} | how
+    fit(method, data, augment=paraphrase(data), seed=seed, progress=False, **how)
+
+
+def run(seed: int, *, asked: int = small.TEST_SEED, **config: Any) -> dict[str, float]:
+    """Trains and measures.
+
+    Args:
+        seed: of all that is drawn in the training.
+        asked: of the scenes that are measured on.
+        config: of `train`; with `few`, of `few_pairs`.
+
+    Returns:
+        What `measure` gives; of few pairs, "recall" and pointing alone. Along a training, "recall
+        of some@3" and so on: what `watch` saw after epoch 3. In trials, what they are chosen by.
+    """
+    test = scenes(1000, asked, config.get("detail", DETAIL))
+    if config.pop("few", False):
+        return found_and_pointed(few_pairs(seed, **config), test)
+    if asked != small.TEST_SEED:
+        return found_and_pointed(trained(seed, **config), test)
+    method, along = _kept(seed, **config)
+    measured = measure(method, test)
+    for i, seen in enumerate(along):
+        measured |= {f"{name}@{EVERY * i}": value for name, value in seen.items()}
+    return measured
+
+
+def found_and_pointed(method: CLIP, test: ShapesCaptions) -> dict[str, float]:
+    """Retrieval, and for each word, where its tokens or its patches are.
+
+    - "recall": recall@1 among the scenes, the mean of both directions; a caption that means the
+      same is right;
+    - "pointing, colour" and "pointing chance, colour", likewise shape: share of the words whose
+      strongest patch lies on their object (`tokens.token_maps`; CLIP: `structure.word_maps`).
+    """
+    measured = {"recall": recall(test, *both(method, test))}
+    for name in POINTED:
+        pointed, chance = points(method, test, name)
+        measured |= {f"pointing, {name}": pointed, f"pointing chance, {name}": chance}
+    return measured
+
+
+@torch.no_grad()
+def measure(method: CLIP, test: ShapesCaptions) -> dict[str, float]:
+    """What `found_and_pointed` gives, and:
+
     - "bags": share of pictures nearer to their own caption than to the one with the same words
       bound differently; guessing is 0.5;
-    - "pointing, colour" and "pointing chance, colour", likewise shape: share of the words whose
-      strongest patch lies on their object (`tokens.token_maps`; CLIP: `structure.word_maps`);
-    - "recall of few@3" and so on: what was seen along the way, after epoch 3;
+    - "told, shape" and so on: the same with a caption in which one attribute is another one;
+    - "found, colour rewritten", "found, only colour rewritten", likewise shape: see `rewritten`;
     - of an FDT, also what `codebook` measures.
     """
-    method, along = trained
-    test = small.scenes(1000, small.TEST_SEED)
-    measured = {"recall": recall(test, *both(method, test)), "bags": bags(method)}
-    for name in structure.POINTED:
-        if isinstance(method, FDT):
-            maps, masks, *_ = tokens.token_maps(method, test, name)
-        else:
-            maps, masks, *_ = structure.word_maps(method, test, name)
-        game = pointing_game(maps, masks)
-        measured |= {f"pointing, {name}": game.accuracy, f"pointing chance, {name}": game.chance}
-    for epoch, seen in enumerate(along):
-        measured |= {f"{name}@{epoch}": value for name, value in seen.items()}
+    measured = found_and_pointed(method, test) | {"bags": bags(method, test)}
+    measured |= told(method, test)
+    said = said_by(method, test) if isinstance(method, FDT) else None
+    for name in POINTED:
+        named, only = rewritten(method, test, name, said)
+        measured |= {f"found, {name} rewritten": named, f"found, only {name} rewritten": only}
     return measured | codebook(method, test) if isinstance(method, FDT) else measured
+
+
+def points(method: CLIP, test: ShapesCaptions, attribute: str) -> tuple[float, float]:
+    """The pointing game with the words for an attribute: share on the object, and chance."""
+    if isinstance(method, FDT):
+        maps, masks, *_ = tokens.token_maps(method, test, attribute)
+    else:
+        maps, masks, *_ = structure.word_maps(method, test, attribute)
+    game = pointing_game(maps, masks)
+    return game.accuracy, game.chance
 
 
 def codebook(method: FDT, test: ShapesCaptions) -> dict[str, float]:
     """How the tokens are used (`usage`), and what they mean.
 
-    - "recall, other padding" and "caption active, other padding": of the same model, asked with
-      the other rule for padding;
     - "calls on background": share of the calls by patches;
     - "purity" and "purity, shuffled": the median over tokens of how far the calls of a token agree
       in one attribute (`tokens.purity`);
@@ -166,12 +302,6 @@ def codebook(method: FDT, test: ShapesCaptions) -> dict[str, float]:
     - "tokens judged" and "tokens with a word": of how many tokens the medians are.
     """
     measured = usage(weights_of(method, test))
-    chosen = method.heads["caption"].padding
-    set_padding(method, "zero" if chosen == "exclude" else "exclude")
-    other = weights_of(method, test)
-    set_padding(method, chosen)
-    measured["recall, other padding"] = recall(test, *mixtures(method, other))
-    measured["caption active, other padding"] = codebook_usage(other["caption"]).active
     patches, words = (tokens.calls(method, test, name) for name in method.modalities)
     values = tokens.under(test, patches)
     pure, by_chance = (tokens.purity(patches.token, of) for of in (values, tokens.shuffled(values)))
@@ -227,42 +357,114 @@ def weights_of(method: FDT, data: ShapesCaptions) -> dict[str, Tensor]:
     return {name: read(name) for name in method.modalities}
 
 
-def mixtures(method: FDT, weights: dict[str, Tensor]) -> list[Tensor]:
-    """Unit vectors [N, D] of each modality from its weights."""
-    return [F.normalize(of @ method.codebook.detach(), dim=1) for of in weights.values()]
-
-
 def both(method: CLIP, data: ShapesCaptions) -> list[Tensor]:
     """Unit vectors [N, D] of pictures, and of captions."""
     return [embed_all(method, data, (name,)) for name in method.modalities]
 
 
-def set_padding(method: FDT, padding: Any) -> None:
-    """What padding does, from now on, in both groundings."""
-    for head in method.heads.values():
-        head.padding = padding
-
-
 def recall(data: ShapesCaptions, image: Tensor, caption: Tensor) -> float:
-    """Recall@1 of unit vectors [N, D], the mean of both directions; the same words are right."""
-    groups = first_captions(data)
-    return sum(small.there_and_back(image, caption, groups)) / 2
+    """Recall@1 of unit vectors [N, D], the mean of both directions; the same meaning is right."""
+    return sum(small.there_and_back(image, caption, data.meaning())) / 2
 
 
-def bags(method: CLIP) -> float:
-    """Share of colliding pictures that are nearer to their own caption."""
-    pair = ShapesCaptions.colliding(500, seed=small.TEST_SEED, size=small.SIZE)
-    one, other = (data.batch(range(500)) for data in pair)
-    own = [structure.pooled_similarity(method, each, each).diag() for each in (one, other)]
-    swapped = [
-        structure.pooled_similarity(method, *each).diag() for each in ((one, other), (other, one))
-    ]
-    return (torch.cat(own) > torch.cat(swapped)).double().mean().item()
+def bags(method: CLIP, test: ShapesCaptions) -> float:
+    """Share of colliding pictures, told in as much detail, that are nearer to their own caption."""
+    drawn: Any = {"seed": test.seed, "size": test.size, "detail": test.detail}
+    pair = ShapesCaptions.colliding(500, **drawn)
+    images, captions = zip(*(both(method, data) for data in pair), strict=True)
+    image, own, other = (torch.cat(of) for of in (images, captions, captions[::-1]))
+    return ((image * own).sum(1) > (image * other).sum(1)).double().mean().item()
 
 
-def run(seed: int, **config: Any) -> dict[str, float]:
-    """Trains and measures; see `train` and `measure`."""
-    return measure(train(seed, **config))
+def told(method: CLIP, test: ShapesCaptions) -> dict[str, float]:
+    """Share of pictures nearer to their own caption than to one of another value, by attribute."""
+    image, caption = both(method, test)
+    own, shares = (image * caption).sum(1), {}
+    for name in test.named[:4]:
+        other = embed_all(method, changed(test, name), ("caption",))
+        shares[f"told, {name}"] = (own > (image * other).sum(1)).double().mean().item()
+    return shares
+
+
+def changed(test: ShapesCaptions, attribute: str) -> ShapesCaptions:
+    """The same scenes, of which the first object has the next value of an attribute."""
+    values = {name: of.numpy().copy() for name, of in test.attributes.items()}
+    values[attribute][:, 0] = (values[attribute][:, 0] + 1) % len(VALUES[attribute])
+    drawn: Any = {"seed": test.seed, "size": test.size, "detail": test.detail}
+    return ShapesCaptions(attributes=values, **drawn)
+
+
+class Catalogue(NamedTuple):
+    """All scenes of one object, one of each meaning."""
+
+    values: Tensor  # int64 [K, 4], shape, colour, size and texture
+    caption: Tensor  # unit vectors [K, D]
+
+
+def catalogue(method: CLIP, test: ShapesCaptions) -> Catalogue:
+    """The captions of all single objects there are."""
+    named = ("shape", "colour", "size", "texture")
+    every = torch.tensor(list(product(*(range(len(VALUES[name])) for name in named))))
+    scene = {name: every[:, i, None].numpy() for i, name in enumerate(named)}
+    scene["position"] = torch.zeros(len(every), 1, dtype=torch.int64).numpy()
+    drawn: Any = {"seed": test.seed, "size": test.size, "detail": test.detail}
+    data = ShapesCaptions(attributes=scene, **drawn)
+    return Catalogue(every, embed_all(method, data, ("caption",)))
+
+
+def said_by(method: FDT, test: ShapesCaptions) -> dict[int, str]:
+    """Token -> the word that calls it most in the captions."""
+    return tokens.commonest_words(test, tokens.calls(method, test, "caption"))
+
+
+def rewritten(
+    method: CLIP, test: ShapesCaptions, attribute: str, said: Mapping[int, str] | None = None
+) -> tuple[float, float]:
+    """Changes an attribute of the pictures of one object, by what captions say, to each other one.
+
+    An FDT: the weight of the tokens whose commonest word is the old value moves to those of the
+    new one, in the shares that they have in pictures of that. A CLIP: the mean caption of the new
+    value is added to the picture, that of the old one taken away.
+
+    Args:
+        method: an FDT or a CLIP.
+        test: scenes; those of one object are asked.
+        attribute: what is changed.
+        said: of an FDT, what `said_by` gives, where it is known already.
+
+    Returns:
+        The shares of the nearest captions of the catalogue that name the new value, and that name
+        it and are otherwise right.
+    """
+    column = list(VALUES).index(attribute)
+    rows = ((test.attributes["shape"] >= 0).sum(1) == 1).nonzero().flatten()
+    truth = torch.stack([test.attributes[name][rows].amax(1) for name in list(VALUES)[:4]], 1)
+    every = catalogue(method, test)
+    if isinstance(method, FDT):
+        weights = weights_of(method, test)["image"][rows]
+        called = said or said_by(method, test)
+    else:
+        image = embed_all(method, test, ("image",))[rows]
+        of_value = [every.caption[every.values[:, column] == i].mean(0)
+                    for i in range(len(VALUES[attribute]))]  # fmt: skip
+    named, only = [], []
+    for old, new in product(range(len(VALUES[attribute])), repeat=2):
+        mine = truth[:, column] == old
+        if old == new or not mine.any():
+            continue
+        if isinstance(method, FDT):
+            away, to = ([t for t, word in called.items() if word == VALUES[attribute][i]]
+                        for i in (old, new))  # fmt: skip
+            like = weights[truth[:, column] == new].mean(0)
+            moved = tokens.moved(weights[mine], away, to, like) @ method.codebook.detach()
+        else:
+            moved = image[mine] + of_value[new] - of_value[old]
+        nearest = every.values[(F.normalize(moved, dim=1) @ every.caption.T).argmax(1)]
+        wanted = truth[mine].clone()
+        wanted[:, column] = new
+        named.append((nearest[:, column] == new).double())
+        only.append((nearest == wanted).all(1).double())
+    return float(torch.cat(named).mean()), float(torch.cat(only).mean())
 
 
 def median(values: Tensor) -> float:

@@ -1,60 +1,120 @@
-"""MoCo on pictures alone: how far do old keys drift, and what do the queries learn?
+"""MoCo on pictures alone: how long may the queue be, and how slow must its keys be?
 
-The momentum of the key encoder is varied with a long queue and with a short one, and the length of
-the queue with a momentum of 0.99. Beside them stand the same encoder as it begins, and one that
-finds its negatives in its own batch, without a queue and without a second encoder.
+In batches of eight, a queue holds many more keys than the batch: its length is varied at two
+momenta of the key encoder. Beside them stand negatives from the batch alone, the same encoder as it
+begins, and queues whose keys never age (`FreshKeys`): they tell length and age apart.
 
 While a model trains, its key encoder embeds the same pictures at certain steps. So keys of several
 ages are at hand, to be compared with those of the same pictures by the key encoder as it is then.
-
-Learning rate and crops were chosen on scenes of seed 555.
 """
 
 from collections.abc import Sequence
-from itertools import product
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmcl_book.experiments import small
+from mmcl_book.experiments.protocol import Better, Trials
 from mmcl_core.batches import Batch
-from mmcl_core.checkpoints import History
 from mmcl_core.data.augment import crop
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import alignment, cone, embed_all, recall_at_k, summary, uniformity
-from mmcl_core.losses import info_nce
+from mmcl_core.losses import gmc_loss, info_nce
 from mmcl_core.methods import MoCo
 from mmcl_core.methods.moco import MomentumCopy, Tower
-from mmcl_core.training import fit
+from mmcl_core.training import Progress, fit
 
-EPOCHS, BATCH, LR, TEMPERATURE = 5, 64, 5e-3, 0.2
-MOMENTUM, QUEUE = 0.99, 1024
+EPOCHS, BATCH, TEMPERATURE = 2, 8, 0.1
 CROP = (0.25, 1.0)  # least and greatest share of the area
-MOMENTA = {64: (0, 0.9, 0.99), 256: (0.9, 0.99), 1024: (0, 0.9, 0.99, 0.999, 1), 4096: (0.99,)}
-CONDITIONS: dict[str, dict[str, Any]] = {
-    **{f"{k} keys, {m:g}": {"queue": k, "momentum": m} for k, of in MOMENTA.items() for m in of},
-    "in the batch": {"training": "batch"},
-    "untrained": {"training": "none"},
-}
-AGES = (1, 2, 4, 8, 16, 32, 64)  # steps
-MARKS = {"early": 0.25, "middle": 0.5, "end": 1.0}  # shares of the training
+LENGTHS = (8, 32, 64, 256, 1024)
+SEEDS = tuple(range(5))
+MOMENTUM, QUEUE, LR = 0.99, 256, 2e-3
+AGES = (1, 2, 4, 8, 16, 32, 64, 128)  # steps; the oldest key of 1,024 is 128 steps old
 WATCHED, WATCHED_SEED = 256, 778  # pictures whose keys are followed
 TESTED, VIEWS_SEED = 1000, 5  # test pictures, and the seed of their two crops
 PROBED = (2000, 1000)  # one-object scenes that a probe learns from, and is tested on
+EVERY = 8  # steps after which `FreshKeys` makes all its keys anew
+
+
+def _tried(training: str, *rates: float) -> Trials:
+    settings = {
+        f"lr {lr}, T {t}": {
+            "training": training, "lr": lr, "temperature": t, "asked": small.VALIDATION_SEED,
+        }
+        for lr in rates
+        for t in (0.05, 0.1)
+    }  # fmt: skip
+    return Trials("colour", settings)
+
+
+TRIALS = {
+    "a queue": _tried("queue", 1e-3, 2e-3, 4e-3),
+    "in the batch": _tried("batch", 5e-4, 1e-3, 2e-3),
+    "in the batch, both views": _tried("both views", 5e-4, 1e-3, 2e-3),
+}
+# The best of the trials: of a queue, and of its two rivals.
+OF_QUEUE = {"training": "queue", "lr": 2e-3, "temperature": 0.05}
+OF_RIVAL = {
+    "in the batch": {"training": "batch", "lr": 1e-3, "temperature": 0.05},
+    "in the batch, both views": {"training": "both views", "lr": 1e-3, "temperature": 0.05},
+}
+# Momentum -> lengths of the queue.
+GRID = {0.99: LENGTHS, 0.999: (64, 1024), 0.9: (64, 1024)}
+LONGER = 4  # epochs, to see whether what holds after two still does
+
+
+def name_of(queue: int, momentum: float) -> str:
+    """The condition of a queue of this length at this momentum."""
+    chosen = (queue, momentum) == (QUEUE, MOMENTUM)
+    return "a queue" if chosen else f"{queue} keys, {momentum:g}"
+
+
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "a queue": OF_QUEUE,
+    **OF_RIVAL,
+    "untrained": {"training": "none"},
+    **{
+        name_of(k, m): OF_QUEUE | {"queue": k, "momentum": m}
+        for m, lengths in GRID.items()
+        for k in lengths
+        if (k, m) != (QUEUE, MOMENTUM)
+    },
+    "1024 fresh keys": OF_QUEUE | {"training": "fresh", "queue": 1024},
+    f"a queue, {LONGER} epochs": OF_QUEUE | {"epochs": LONGER},
+    f"in the batch, both views, {LONGER} epochs": OF_RIVAL["in the batch, both views"]
+    | {"epochs": LONGER},
+}
+BETTER = (
+    Better(
+        "a queue",
+        ("in the batch", "in the batch, both views"),
+        "colour",
+        by=0.08,
+        says="A queue teaches colour better than negatives from a batch of eight",
+    ),
+)
+WEIGHTS = ("a queue",)
 
 
 class InBatch(nn.Module):
     """Two views of a sample find each other among the other samples of the batch; no queue.
 
-    The loss of SimCLR without its negatives of the same view: `info_nce` in both directions. Both
-    views pass through the one encoder, and both have gradients.
+    Both views pass through the one encoder, and both have gradients.
+
+    Args:
+        encoder: of pictures.
+        temperature: T > 0.
+        both_views: the other samples' views of the same kind are negatives, too: the loss of
+            SimCLR, with 2B - 2 negatives. Else there are B - 1.
     """
 
-    def __init__(self, encoder: nn.Module, *, temperature: float = TEMPERATURE) -> None:
+    def __init__(
+        self, encoder: nn.Module, *, temperature: float = TEMPERATURE, both_views: bool = False
+    ) -> None:
         super().__init__()
         self.query, self.temperature = Tower(encoder, small.DIM, None), temperature
+        self.both_views = both_views
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
@@ -63,11 +123,46 @@ class InBatch(nn.Module):
     def loss(self, batch: Batch) -> Batch:
         """`batch` has `image` and `image_view`, [B, 3, H, W] each."""
         x, y = (self.query(batch[name]) for name in ("image", "image_view"))
+        if self.both_views:  # GMC's loss of one part and the whole is SimCLR's of two views
+            return {"total": gmc_loss([x], y, self.temperature)}
         both = [info_nce(*pair, self.temperature) for pair in ((x, y), (y, x))]
         return {"total": torch.stack(both).mean()}
 
     def embed(self, batch: Batch) -> Tensor:
         return self.query(batch["image"])
+
+
+class FreshKeys(MoCo):
+    """A MoCo whose queue remembers the pictures, and makes their keys anew every few steps.
+
+    So no key is older than `every` steps, however long the queue is. That is what a queue is there
+    to save; it tells whether the age of the keys matters.
+
+    Args:
+        encoder: as for `MoCo`; likewise `settings`.
+        every: steps after which all keys are made anew.
+    """
+
+    def __init__(self, encoder: nn.Module, *, every: int = EVERY, **settings: Any) -> None:
+        super().__init__(encoder, **settings)
+        self.every, self.steps = every, 0
+        self.views: list[Tensor] = []  # the batches whose keys are in the queue, the oldest first
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        if self.steps % self.every == 0 and self.views:
+            # They stand before the pointer, in the order in which they came.
+            keys = self.key(torch.cat(self.views))
+            places = (self.queue.pointer - len(keys) + torch.arange(len(keys))) % len(
+                self.queue.keys
+            )
+            self.queue.keys[places] = keys
+        self._seen = batch["image_view"]
+        return super().loss(batch)
+
+    def after_step(self) -> None:
+        super().after_step()
+        self.steps += 1
+        self.views = [*self.views, self._seen][-(len(self.queue.keys) // len(self._seen)) :]
 
 
 class Watched(MoCo):
@@ -116,8 +211,8 @@ class Trained(NamedTuple):
     """A method, and what was seen of its training."""
 
     method: nn.Module
-    history: History | None  # None where nothing was trained
-    marks: dict[str, int]  # name -> steps done
+    along: list[float]  # recall at the start, and after each epoch
+    steps: int
 
 
 def new_moco(seed: int, when: set[int], **settings: Any) -> Watched:
@@ -128,41 +223,74 @@ def new_moco(seed: int, when: set[int], **settings: Any) -> Watched:
     pictures = small.scenes(WATCHED, WATCHED_SEED).batch(range(WATCHED))["image"]
     torch.manual_seed(seed)
     encoder = small.image_encoder()
-    return Watched(encoder, pictures, when, dim=small.DIM, temperature=TEMPERATURE, **settings)
+    return Watched(encoder, pictures, when, dim=small.DIM, **settings)
 
 
-def new_in_batch(seed: int) -> InBatch:
-    """An `InBatch` with the first weights of that seed. Seeds torch."""
+def new_in_batch(seed: int, **settings: Any) -> InBatch:
+    """An `InBatch` with the first weights of that seed; `settings` as there. Seeds torch."""
     torch.manual_seed(seed)
-    return InBatch(small.image_encoder())
+    return InBatch(small.image_encoder(), **settings)
+
+
+def new_fresh(seed: int, **settings: Any) -> FreshKeys:
+    """A `FreshKeys` with the first weights and first queue of that seed. Seeds torch."""
+    torch.manual_seed(seed)
+    return FreshKeys(small.image_encoder(), dim=small.DIM, **settings)
 
 
 def train(
-    seed: int, *, training: str = "queue", momentum: float = MOMENTUM, queue: int = QUEUE,
+    seed: int,
+    *,
+    training: str = "queue",
+    momentum: float = MOMENTUM,
+    queue: int = QUEUE,
+    temperature: float = TEMPERATURE,
+    lr: float = LR,
+    epochs: int = EPOCHS,
     followers: Sequence[float] = (),
-) -> Trained:  # fmt: skip
-    """Trains an encoder of pictures on two crops of each.
+    asked: int = small.TEST_SEED,
+) -> Trained:
+    """Trains an encoder of pictures on two crops of each, and looks at it after each epoch.
 
     Args:
         seed: of scenes, first weights, order and crops.
-        training: "queue" is MoCo; "batch" takes the negatives from the batch; "none" trains not.
+        training: "queue" is MoCo; "fresh" the same with keys that never age (`FreshKeys`); "batch"
+            and "both views" take the negatives from the batch (`InBatch`); "none" trains not.
         momentum: of the key encoder.
         queue: its length.
+        temperature: of the loss.
+        lr: the highest learning rate.
+        epochs: passes over the scenes.
         followers: see `Watched`.
+        asked: the seed of the scenes whose crops have to find each other after each epoch.
     """
-    if training not in ("queue", "batch", "none"):
-        raise MMCLError(f"training must be 'queue', 'batch' or 'none'; got {training!r}")
     data = small.scenes(small.PAIRS, seed)
-    steps = EPOCHS * (len(data) // BATCH)
-    marks = {name: round(share * steps) for name, share in MARKS.items()}
-    when = {max(at - age, 0) for at in marks.values() for age in (0, *AGES)}
-    of: dict[str, Any] = {"momentum": momentum, "queue": queue, "followers": followers}
-    method: nn.Module = new_in_batch(seed) if training == "batch" else new_moco(seed, when, **of)
+    steps = epochs * (len(data) // BATCH)
+    of: dict[str, Any] = {"queue": queue, "momentum": momentum, "temperature": temperature}
+    method: nn.Module
+    if training in ("batch", "both views"):
+        method = new_in_batch(seed, temperature=temperature, both_views=training == "both views")
+    elif training == "fresh":
+        method = new_fresh(seed, **of)
+    elif training in ("queue", "none"):
+        when = {max(steps - age, 0) for age in (0, *AGES)}
+        method = new_moco(seed, when, followers=followers, **of)
+    else:
+        raise MMCLError(
+            f"training must be 'queue', 'fresh', 'batch', 'both views' or 'none'; got {training!r}"
+        )
+    along: list[float] = []
     if training == "none":
-        return Trained(method, None, marks)
-    how: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": LR, "seed": seed}
-    history = fit(method, data, augment=two_crops, progress=False, **how)
-    return Trained(method, history, marks)
+        return Trained(method, along, 0)
+
+    def look(progress: Progress) -> None:
+        along.append(quality(method, asked)["recall"])
+
+    fit(
+        method, data, augment=two_crops, progress=False, epochs=epochs, batch_size=BATCH, lr=lr,
+        seed=seed, callbacks=[look],
+    )  # fmt: skip
+    return Trained(method, along, steps)
 
 
 # Two crops of each picture.
@@ -183,31 +311,35 @@ def drift(seen: dict[int, Tensor], at: int, age: int) -> Drift:
 
 
 @torch.no_grad()
-def measure(trained: Trained) -> dict[str, float]:
+def measure(trained: Trained, asked: int = small.TEST_SEED) -> dict[str, float]:
     """What the queries learned, and how the keys moved.
 
     - "recall": share of 1,000 new pictures whose first crop finds its second one among all;
-      "alignment" and "uniformity" of these crops;
+      "alignment" and "uniformity" of these crops; "recall @1", after the first epoch, and so on;
     - "shape" and so on: accuracy of a linear probe on the encoder; "shape chance" and so on;
-    - with a queue, for each mark and age: "drift @middle, 16", the mean cosine distance of old and
-      new keys; "found @middle, 16", the share of old keys that are nearest to the new key of their
-      picture; "spread @middle", the mean cosine distance of keys of different pictures;
-    - where it was trained: "loss", the mean over the last epoch.
+    - of a MoCo, at the end of its training, for each age: "drift 16", the mean cosine distance of
+      keys that are 16 steps old from new ones of the same pictures; "found 16", the share of the
+      old keys that are nearest to the new key of their picture; "spread", the mean cosine distance
+      of keys of different pictures.
+
+    Args:
+        trained: what `train` gave.
+        asked: the seed of the scenes whose crops have to find each other.
     """
-    method, history, marks = trained
-    measured = quality(method, small.TEST_SEED)
-    known = small.scenes(PROBED[0], small.PROBE_SEEDS[0], objects=(1, 1))
-    asked = small.scenes(PROBED[1], small.PROBE_SEEDS[1], objects=(1, 1))
-    told = summary.probes(method, known, asked)
+    method, along, steps = trained
+    measured = quality(method, asked)
+    known, probed = (
+        small.scenes(n, of, objects=(1, 1))
+        for n, of in zip(PROBED, small.probe_seeds(asked), strict=True)
+    )
+    told = summary.probes(method, known, probed)
     measured |= {name.replace("_", " "): value for name, value in told.items()}
-    if history is None:
-        return measured
-    measured["loss"] = fmean(history.steps["total"][-history.steps_per_epoch :])
-    if isinstance(method, Watched):
-        for (name, at), age in product(marks.items(), AGES):
-            found = drift(method.seen[method.key.momentum], at, age)
-            measured |= {f"drift @{name}, {age}": found.own, f"spread @{name}": found.others}
-            measured[f"found @{name}, {age}"] = found.found
+    measured |= {f"recall @{epoch}": value for epoch, value in enumerate(along)}
+    if isinstance(method, Watched) and steps:
+        for age in AGES:
+            found = drift(method.seen[method.key.momentum], steps, age)
+            measured |= {f"drift {age}": found.own, f"found {age}": found.found}
+            measured["spread"] = found.others
     return measured
 
 
@@ -222,8 +354,12 @@ def quality(method: nn.Module, seed: int) -> dict[str, float]:
     return measured | {"uniformity": uniformity(x)}
 
 
-def run(
-    seed: int, *, training: str = "queue", momentum: float = MOMENTUM, queue: int = QUEUE
-) -> dict[str, float]:
+def run(seed: int, *, asked: int = small.TEST_SEED, **settings: Any) -> dict[str, float]:
     """Trains and measures; see `train` and `measure`."""
-    return measure(train(seed, training=training, momentum=momentum, queue=queue))
+    return measure(train(seed, asked=asked, **settings), asked)
+
+
+def trained(seed: int, **settings: Any) -> nn.Module:
+    """The query encoder and its head, as `run` measures them."""
+    method: Any = train(seed, **settings).method
+    return method.query

@@ -1,82 +1,123 @@
-"""Parts of samples: what is told from them, and where they are embedded."""
+"""Scenes in three, four or five parts; labels for few of them; what is told from each choice.
 
-from collections.abc import Callable, Sequence
-from itertools import combinations
-from typing import Any, NamedTuple
+The parts are modalities: a picture, a caption of the shape, tags of the colour; then a caption of
+the size and a thumbnail, which is grey and blurred.
+"""
 
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl_core.evaluation import (
-    MissingModality,
-    embed_all,
-    missing_modality,
-    partial_to_complete,
-)
-from mmcl_core.evaluation.missing import closeness
-from mmcl_core.methods import LateFusion
-from mmcl_core.training import Progress
+from mmcl_book.experiments import missing, small
+from mmcl_book.experiments.missing import Present as Present
+from mmcl_book.experiments.missing import choices as choices
+from mmcl_core.batches import Batch, trimmed
+from mmcl_core.encoders import Encoded, TagEncoder
+from mmcl_core.evaluation.probes import fit_probe
 
-Present = tuple[str, ...]  # the modalities at hand
+PARTS: Present = (*missing.MODALITIES, "size", "thumbnail")
+SIDE = 8  # of a thumbnail
 
 
-class Trained(NamedTuple):
-    """A method, and where it put the test samples along the way."""
-
-    method: nn.Module
-    data: Any  # what it was trained on
-    y: Tensor  # int64 [N], the classes of these
-    test: Any
-    labels: Tensor  # int64 [M], of the test samples
-    modalities: Present
-    # At the start, and after each epoch: each modality alone, and all of them -> [M, D].
-    seen: list[dict[Present, Tensor]]
-
-
-def choices(modalities: Sequence[str]) -> list[Present]:
-    """Every choice of modalities but none, the small ones first."""
-    return [c for size in range(1, len(modalities) + 1) for c in combinations(modalities, size)]
-
-
-def watching(trained: Trained) -> Callable[[Progress], None]:
-    """A callback that embeds the test samples from each modality alone, and from all of them."""
-    asked: list[Present] = [(m,) for m in trained.modalities] + [trained.modalities]
-
-    def watch(progress: Progress) -> None:
-        trained.seen.append({s: embed_all(trained.method, trained.test, s) for s in asked})
-
-    return watch
-
-
-def told(trained: Trained) -> MissingModality:
-    """What is told of the test samples from every choice of modalities.
-
-    By the classifier of a fusion, or else by a probe on complete embeddings of training samples.
-    """
-    return missing_modality(
-        trained.method, trained.data, trained.y, trained.test, trained.labels, trained.modalities,
-        classifier="own" if isinstance(trained.method, LateFusion) else "probe",
-    )  # fmt: skip
-
-
-def measure(trained: Trained, found: MissingModality) -> dict[str, float]:
-    """What is told from every choice of modalities, and where the choice is embedded.
-
-    For each choice, such as "image + caption": "accuracy". For each but the complete one: "cosine"
-    and "cosine of others" of its embedding and the complete one. For each modality alone: "cosine,
-    image @3" and "cosine of others, image @3", after epoch 3. And "chance".
+class Scenes:
+    """The scenes of `missing.scenes`, with the first of `PARTS`.
 
     Args:
-        trained: the method and its test samples.
-        found: what `told` gave.
+        n: number of scenes.
+        seed: of what is drawn.
+        parts: how many, 3 to 5. The fourth, "size", is int64 [B, L], a sentence that names the
+            size; the fifth, "thumbnail", float [B, 1, 8, 8] in [0, 1].
     """
-    modalities, measured = trained.modalities, {"chance": found.chance}
-    measured |= {f"accuracy, {' + '.join(s)}": value for s, value in found.accuracy.items()}
-    for present, close in partial_to_complete(trained.method, trained.test, modalities).items():
-        name = " + ".join(present)
-        measured |= {f"cosine, {name}": close.same, f"cosine of others, {name}": close.other}
-    for epoch, seen in enumerate(trained.seen):
-        for modality in modalities:
-            close = closeness(seen[(modality,)], seen[modalities])
-            measured[f"cosine, {modality} @{epoch}"] = close.same
-            measured[f"cosine of others, {modality} @{epoch}"] = close.other
-    return measured
+
+    def __init__(self, n: int, seed: int, parts: int = 3) -> None:
+        self.drawn = missing.scenes(n, seed)
+        self.parts = PARTS[:parts]
+        of_size = self.drawn.with_detail(3).without("shape").without("colour").without("texture")
+        self.sizes = of_size.sentences[:, 0]
+
+    def __len__(self) -> int:
+        """The number of scenes."""
+        return len(self.drawn)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The parts of these scenes, and "index"."""
+        rows = list(indices)
+        batch = self.drawn.batch(rows)
+        if "size" in self.parts:
+            batch["size"] = trimmed(self.sizes[rows])
+        if "thumbnail" in self.parts:
+            grey = batch["image"].mean(dim=1, keepdim=True)
+            batch["thumbnail"] = F.adaptive_avg_pool2d(grey, SIDE)
+        return batch
+
+
+class ThumbnailEncoder(nn.Module):
+    """A network of two layers over all pixels of a thumbnail, as one token.
+
+    Args:
+        width: width F.
+    """
+
+    def __init__(self, *, width: int = small.WIDTH) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(SIDE**2, 2 * width), nn.GELU(), nn.Linear(2 * width, width),
+            nn.LayerNorm(width),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Encoded:
+        """Thumbnails float [B, 1, 8, 8] -> `Encoded` with N = 1."""
+        pooled = self.layers(images)
+        return Encoded(pooled, pooled[:, None], images.new_ones(len(images), 1, dtype=torch.bool))
+
+
+def encoders(data: Scenes) -> dict[str, nn.Module]:
+    """A new encoder for each part of the scenes."""
+    new = {
+        "image": small.image_encoder,
+        "caption": lambda: small.caption_encoder(data.drawn),
+        "tags": lambda: TagEncoder(data.drawn.tags.shape[1], width=small.WIDTH),
+        "size": lambda: small.caption_encoder(data.drawn),
+        "thumbnail": ThumbnailEncoder,
+    }
+    return {m: new[m]() for m in data.parts}
+
+
+def few(y: Tensor, labels: int, seed: int) -> Tensor:
+    """Which samples have a label: as many of each class, drawn at random; int64 [classes * labels].
+
+    Args:
+        y: the classes, int64 [N].
+        labels: how many of each class.
+        seed: of the draw.
+    """
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([order[y[order] == c][:labels] for c in y.unique()])
+
+
+def probed(
+    x: Tensor, y: Tensor, asked: Mapping[Present, Tensor], labels: Tensor
+) -> dict[Present, float]:
+    """How often a linear probe that has learned from `x` is right about other features.
+
+    Args:
+        x: features to learn from, [N, D].
+        y: their classes, int64 [N].
+        asked: features of the same test samples, [M, D] each, by name.
+        labels: the classes of these, int64 [M].
+    """
+    predict, _ = fit_probe(x, y, 1.0, 1000)
+    return {name: share(predict(of), labels) for name, of in asked.items()}
+
+
+def share(predicted: Tensor, labels: Tensor) -> float:
+    """How often two agree, in [0, 1]."""
+    return float((predicted == labels).double().mean())
+
+
+def name(present: Present) -> str:
+    """As measures are called: "image + tags"."""
+    return " + ".join(present)

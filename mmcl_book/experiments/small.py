@@ -24,12 +24,18 @@ SIZE, WIDTH, DIM = 32, 64, 128
 PAIRS, OBJECTS = 4000, (1, 2)
 TEST_SEED, VALIDATION_SEED = 1777, 555  # scenes to test on; to choose settings by
 PROBE_SEEDS = (901, 902)  # scenes to fit probes, and to test these
+VALIDATION_PROBE_SEEDS = (903, 904)  # the same, to choose settings by
 
 
 def scenes(n: int, seed: int, **settings: Any) -> ShapesCaptions:
     """Scenes of one or two objects; `settings` as for `ShapesCaptions`."""
     merged: dict[str, Any] = {"size": SIZE, "objects": OBJECTS} | settings
     return ShapesCaptions(n, seed=seed, **merged)
+
+
+def probe_seeds(asked: int) -> tuple[int, int]:
+    """The scenes to fit probes, and to test these: those that go with test scenes, or in trials."""
+    return PROBE_SEEDS if asked == TEST_SEED else VALIDATION_PROBE_SEEDS
 
 
 def image_encoder() -> ImageEncoder:

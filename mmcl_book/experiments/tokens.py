@@ -4,7 +4,7 @@ A token is *called* by a picture or a caption that gives it a weight. The caller
 the word, that scores highest for it: the maximum over patches or words took that one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,6 +15,7 @@ from mmcl_core.batches import Batch
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.shapes import SYNONYMS
+from mmcl_core.data.tokenizer import END, START
 from mmcl_core.encoders import ImageEncoder
 from mmcl_core.methods import FDT
 from mmcl_core.modules import evaluating
@@ -163,6 +164,41 @@ def agreement(
     return Agreement(
         rows, names, *(torch.stack(of) if of else torch.empty(0) for of in (share, base))
     )
+
+
+def commonest_words(data: ShapesCaptions, words: Calls) -> dict[int, str]:
+    """Token -> the word that calls it most in captions, in its plain form ("red" of "crimson").
+
+    A token that is called most by a word that names nothing has that word, such as "a" or "<end>".
+    """
+    known, found = meanings(data), {}
+    said = data.sentences[words.sample, 0, words.place]
+    for token in words.token.unique().tolist():
+        number = int(said[words.token == token].mode().values)
+        found[token] = known.get(number, ("", spell(data, number)))[1]
+    return found
+
+
+def spell(data: ShapesCaptions, number: int) -> str:
+    """A word number as text, such as "crimson" or "<end>"."""
+    special = {START: "<start>", END: "<end>"}
+    return special.get(number) or data.tokenizer.decode([number])
+
+
+def moved(weights: Tensor, away: Sequence[int], to: Sequence[int], like: Tensor) -> Tensor:
+    """Weights [M, C] of which all of the tokens `away` is given to the tokens `to`.
+
+    Args:
+        weights: of pictures or captions.
+        away: tokens that lose it.
+        to: tokens that get it; if there are none, it is lost.
+        like: [C], weights in whose shares they get it.
+    """
+    changed = weights.clone()
+    changed[:, away] = 0
+    share = like[to] / like[to].sum().clamp(min=1e-12)
+    changed[:, to] += weights[:, away].sum(1, keepdim=True) * share
+    return changed
 
 
 class Spoken(nn.Module):

@@ -49,7 +49,7 @@ def curves(
 
     Args:
         x: [N].
-        series: name -> [N].
+        series: name -> [N]; NaN where nothing was measured.
         title: the finding.
         xlabel: with unit.
         ylabel: with unit.
@@ -125,18 +125,19 @@ def _draw_lines(
     *,
     marks: int,
 ) -> None:
-    """Lines with about so many marks each, over their bands."""
+    """Lines with about so many marks each, over their bands; NaN is what was not measured."""
     check_known("bands", bands, series)
-    at = as_array(x)
-    every = max(1, len(at) // marks)
     for name in series:
         colour, marker = looks[name]
+        values = as_array(series[name])
+        there = ~np.isnan(values)
+        at = as_array(x)[there]
         if name in bands:
-            low, high = map(as_array, bands[name])
+            low, high = (as_array(of)[there] for of in bands[name])
             axis.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
         axis.plot(
-            at, as_array(series[name]), label=name, color=colour,
-            marker=marker, markevery=every, markersize=4.5,
+            at, values[there], label=name, color=colour,
+            marker=marker, markevery=max(1, len(at) // marks), markersize=4.5,
         )  # fmt: skip
 
 

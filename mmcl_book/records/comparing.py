@@ -34,6 +34,13 @@ class Comparison(NamedTuple):
         """Whether the intervals lie apart, and the difference keeps its margin."""
         return self.apart > 0 and self.difference.low >= self.better.by
 
+    @property
+    def verdict(self) -> str:
+        """In words; a method may be better, and by less than the trials had promised."""
+        if self.holds:
+            return "holds"
+        return "better, but by less" if self.apart > 0 else "not shown"
+
 
 def compare(record: Record, better: Better) -> Comparison:
     """What a record says of a claim.

@@ -18,7 +18,7 @@ from mmcl_core.cli import options
 from mmcl_core.cli.options import PROGRAM, say
 from mmcl_core.cli.runs import TrainedRun, load_run
 from mmcl_core.data.pictures import PictureFolder
-from mmcl_core.errors import DataError, MMCLError, ShapeError
+from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count
 from mmcl_core.evaluation import embed_all
 from mmcl_core.files import new_file
 
@@ -105,11 +105,7 @@ class PictureIndex:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PictureIndex:
-        """Reads what `save` wrote; runs no code from it.
-
-        Raises:
-            DataError: the file is missing, cut short, or something else.
-        """
+        """Reads what `save` wrote; runs no code from it. DataError if the file cannot be used."""
         if not Path(path).is_file():
             raise DataError(f"{path}: expected a file that embed wrote, found no such file")
         try:
@@ -130,45 +126,37 @@ class PictureIndex:
 
 
 def embed_folder(
-    run: TrainedRun,
-    pictures: PictureFolder,
-    *,
-    skip_bad: bool = False,
-    batch_size: int = BATCH,
+    run: TrainedRun, pictures: PictureFolder, *, skip_bad: bool = False, batch_size: int = BATCH,
     done: Callable[[int], object] = lambda pictures: None,
-) -> tuple[PictureIndex, list[str]]:
-    """Embeds all pictures of a folder.
+) -> tuple[PictureIndex, list[str]]:  # fmt: skip
+    """Embeds all pictures of a folder, of the run's size.
 
     Args:
         run: its method embeds pictures.
-        pictures: of the run's size.
+        pictures: the folder.
         skip_bad: leave out pictures that cannot be read.
         batch_size: pictures embedded at once.
-        done: is about after each batch how many pictures were in it.
+        done: is told after each batch how many pictures were in it.
 
     Returns:
         The index, and a line of text for each picture that was left out.
 
     Raises:
         DataError: pictures cannot be read (all of them are reported), or none can.
-        ShapeError: the pictures are of another size.
-        MMCLError: the batch size is below 1.
+        ShapeError: they are of another size; MMCLError: the batch size is below 1.
     """
-    if batch_size < 1:
-        raise MMCLError(f"batch_size: expected at least 1, got {batch_size}")
+    check_count("batch_size", batch_size)
     if pictures.size != run.size:
         raise ShapeError(
             f"expected pictures of size {run.size}, as in the training; got {pictures.size}"
         )
-    rows: list[Tensor] = []
-    kept: list[int] = []
-    bad: list[str] = []
+    rows, kept, bad = list[Tensor](), list[int](), list[str]()
     for start in range(0, len(pictures), batch_size):
         numbers = range(start, min(start + batch_size, len(pictures)))
         batch, unreadable = pictures.read(numbers)
         bad += [f"{pictures.names[i]} ({error})" for i, error in unreadable.items()]
         if len(batch["index"]) and (skip_bad or not bad):  # else the others are only looked for
-            rows.append(embed_all(run.method, {"image": batch["image"]}, ("image",)))
+            rows.append(embed_all(run.method, {"image": run.see(batch["image"])}, ("image",)))
             kept += [i for i in numbers if i not in unreadable]
         done(len(numbers))
     if bad and (not skip_bad or not kept):

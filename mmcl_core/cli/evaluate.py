@@ -16,6 +16,7 @@ from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import ATTRIBUTES
 from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation import summary
+from mmcl_core.modules import device_of
 
 PAIRS, SEED = 1000, 777  # the test scenes of the book
 
@@ -26,13 +27,10 @@ class Measure(NamedTuple):
     """A measure of a run, and how it is printed.
 
     Attributes:
-        title: what it is.
         values: from the run, data, and other data for a classifier to learn from (or None).
         columns: of the table; of each the key of its values, where {} is a row, and their format.
         rows: of the table, with what is printed for each; None has a row for each value.
-        classes: what a classifier has to tell of scenes with one object each, int64 [N] by name;
-            None where the data may be any.
-        note: more about it, for the help.
+        classes: what a classifier has to tell of scenes with one object each; None: any data.
     """
 
     title: str
@@ -187,7 +185,8 @@ def _on_pictures(run: TrainedRun, args: argparse.Namespace) -> dict[str, tuple[s
     if ours:
         split = arguments.split
     skip = args.skip_bad_rows or bool(arguments.skip_bad_rows)
-    data = arguments.pictures(root, split, run.tokenizer, skip)
+    words, place = run.tokenizer, device_of(run.method)
+    data = arguments.pictures(root, split, words, skip, run.folder, place)
     on = f"{len(data)} pictures of {root}" + ("" if split is None else f", split {split}")
     if ours:
         on = f"the {len(data)} pictures of the training"

@@ -4,7 +4,6 @@ By argparse: typer would save some lines, and be one more thing to install.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +12,10 @@ import torch
 
 from mmcl_core.cli.registry import METHODS
 from mmcl_core.distributed import own_device
-from mmcl_core.errors import MMCLError
+from mmcl_core.errors import MMCLError, check_number
 
 PROGRAM = "python -m mmcl_core"
+CPU = torch.device("cpu")
 
 DEVICE = {
     "--device NAME": "cpu, cuda, cuda:1 and so on; default: the GPU if there is one. Of several "
@@ -36,9 +36,8 @@ def command(
 ) -> None:
     """Adds a command: its name and its line of help are those of the function that does it.
 
-    `options` has a title for each group, and then what is typed: what it means. After the name of
-    an option stands what is to follow it, and that decides what may be typed there (`READ`). What
-    has nothing behind it is True or None.
+    `options` has a title for each group, and then what is typed: what it means. What follows the
+    name of an option decides what may be typed there (`READ`); without, it is True or None.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         call.__name__,
@@ -106,17 +105,23 @@ def _whole(expected: str, least: int, most: int = 2**32 - 1, step: int = 1) -> C
     return read
 
 
-seed = _whole("a whole number from 0 to 2^32 - 1", 0)
+def _number(expected: str, interval: str) -> Callable[[str], float]:
+    def read(typed: str) -> float:
+        try:
+            return check_number("", float(typed), interval)
+        except ValueError as error:
+            raise _fail(expected, typed) from error
+
+    return read
 
 
-def rate(typed: str) -> float:
-    try:
-        value = float(typed)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise _fail("a number above 0, not infinite", typed)
-    return value
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(typed: str) -> str:
+        if typed not in choices:
+            raise _fail(f"one of {', '.join(choices)}", typed)
+        return typed
+
+    return read
 
 
 def objects(typed: str) -> str:
@@ -127,25 +132,22 @@ def objects(typed: str) -> str:
     return f"{int(low)}-{int(high)}"
 
 
-def method(typed: str) -> str:
-    if typed not in METHODS:
-        raise _fail(f"one of {', '.join(METHODS)}", typed)
-    return typed
-
-
 def text(typed: str) -> str:
     if not typed.strip():
         raise _fail("a name that is not empty", typed)
     return typed
 
 
+seed = _whole("a whole number from 0 to 2^32 - 1", 0)
 READ: dict[str, Callable[[str], object]] = {
     "N": _whole("a whole number, at least 1 and below 2^32", 1),
     "SEED": seed,
     "LEVEL": _whole("1, 2, 3 or 4", 1, 4),
     "PIXELS": _whole("a multiple of 8, from 8 to 1024", 8, 1024, step=8),
-    "RATE": rate,
+    "RATE": _number("a number above 0, not infinite", "(0, inf)"),
     "LOW-HIGH": objects,
-    "METHOD": method,
+    "SHARE": _number("a number from 0 to below 1", "[0, 1)"),
+    "mean|max": _one_of("mean", "max"),
+    "METHOD": _one_of(*METHODS),
     "WORDS": str,
 }

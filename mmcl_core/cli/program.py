@@ -23,7 +23,7 @@ SAID = (
     (r"for split='(.*)', got", r"for --split \1, got"),
     (r"; split=None takes all pictures, and subset\(\) any part of them", "; or leave out --split"),
     (r"CaptionFolder left rows out", "left out"),
-    (r"\. The attribute `skipped` lists all", ""),
+    (r"; `\w+` lists all", ""),
     (r"not known to the tokenizer \((.*)\) and are read as <unk>", r"not in the training (\1)"),
     (r"pass skip_bad=True", "pass --skip-bad-pictures"),
     (r"Check the batch for NaN, lower lr, or raise the temperature", "Take a lower --lr"),

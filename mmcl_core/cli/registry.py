@@ -15,6 +15,7 @@ from torch import nn
 from mmcl_core.data.augment import Augment, compose, crop, paraphrase, with_labels
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder, TagEncoder
 from mmcl_core.evaluation.summary import CLASSES, shape_and_colour
+from mmcl_core.features import FeatureEncoder, drop_features
 from mmcl_core.methods import CLIP, FDT, GMC, MCT, LateFusion, MoCo, SigLIP
 from mmcl_core.methods.fdt import Cooling
 
@@ -52,17 +53,18 @@ class Entry(NamedTuple):
 
 def clip(data: Any, batch_size: int, steps: int) -> Recipe:
     """Pictures and captions; a new sentence for each scene in each epoch."""
-    return Recipe(CLIP(*_pair(data)), paraphrase(data))
+    return Recipe(CLIP(*_pair(data)), compose(paraphrase(data), *_looks(data)))
 
 
 def siglip(data: Any, batch_size: int, steps: int) -> Recipe:
     """As `clip`; scale and bias begin as published."""
-    return Recipe(SigLIP(*_pair(data)), paraphrase(data))
+    return Recipe(SigLIP(*_pair(data)), compose(paraphrase(data), *_looks(data)))
 
 
 def moco(data: Any, batch_size: int, steps: int) -> Recipe:
     """Pictures alone."""
-    return Recipe(MoCo(_image(data), queue=16 * batch_size), crop())
+    method = MoCo(_image(data), queue=16 * batch_size)
+    return Recipe(method, compose(*_looks(data, crop())))
 
 
 def mct(data: Any, batch_size: int, steps: int) -> Recipe:
@@ -73,19 +75,19 @@ def mct(data: Any, batch_size: int, steps: int) -> Recipe:
     weights = {"image": 0.2, "caption": 0.1} | ({"tags": 0.1} if _tag_count(data) else {})
     settings: dict[str, Any] = {"weights": weights, "inter_temperature": 0.05}
     method = MCT(*_pair(data), tags=_tag_count(data), queue=8 * batch_size, **settings)
-    return Recipe(method, compose(paraphrase(data, view=True), crop()))
+    return Recipe(method, compose(paraphrase(data, view=True), *_looks(data, crop())))
 
 
 def fdt(data: Any, batch_size: int, steps: int) -> Recipe:
     """512 entries in the codebook, cooled from 300 to 15; two layers over the words."""
     cooling = Cooling(300.0, 15.0, max(steps, 1))
     method = FDT(_image(data), _caption(data, depth=2), grounding_temperature=cooling)
-    return Recipe(method, paraphrase(data))
+    return Recipe(method, compose(paraphrase(data), *_looks(data)))
 
 
 def gmc(data: Any, batch_size: int, steps: int) -> Recipe:
     """Pictures, captions, and tags where the data has them."""
-    return Recipe(GMC(_all(data), dim=64), paraphrase(data))
+    return Recipe(GMC(_all(data), dim=64), compose(paraphrase(data), *_looks(data)))
 
 
 def fusion(data: Any, batch_size: int, steps: int) -> Recipe:
@@ -117,8 +119,18 @@ METHODS = {
 }  # fmt: skip
 
 
-def _image(data: Any) -> ImageEncoder:
+def _image(data: Any) -> nn.Module:
+    if hasattr(data, "features"):
+        return FeatureEncoder(data.width, pool=data.pool)
     return ImageEncoder(size=data.size)
+
+
+def _looks(data: Any, *views: Augment) -> list[Augment]:
+    """How pictures get a second view, where one is asked for; of features, it is dropout."""
+    if not hasattr(data, "features"):
+        return [*views]
+    names = ("image", "image_view") if views else ("image",)
+    return [drop_features(tokens=data.dropout, values=data.dropout, views=names)]
 
 
 def _caption(data: Any, depth: int = 1) -> CaptionEncoder:
@@ -126,7 +138,7 @@ def _caption(data: Any, depth: int = 1) -> CaptionEncoder:
     return CaptionEncoder(len(data.tokenizer), depth=depth, max_length=longest)
 
 
-def _pair(data: Any) -> tuple[ImageEncoder, CaptionEncoder]:
+def _pair(data: Any) -> tuple[nn.Module, CaptionEncoder]:
     return _image(data), _caption(data)
 
 

@@ -6,9 +6,11 @@
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,22 +18,29 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmcl_core import __version__
 from mmcl_core.checkpoints import load_checkpoint, read_checkpoint
+from mmcl_core.cli import options
 from mmcl_core.cli.registry import METHODS, Recipe
 from mmcl_core.data import CaptionFolder, ShapesCaptions, WordTokenizer
 from mmcl_core.distributed import world_size
 from mmcl_core.errors import CheckpointError, MMCLError
+from mmcl_core.features import FeatureCaptions, cached_features, frozen
 from mmcl_core.files import write_whole
+from mmcl_core.frozen import Encode, frozen_encoder
+from mmcl_core.modules import device_of
 
 DATA_SEED = 0  # of the scenes that are trained on
 
 # What a run is made with where nothing else is asked for. The rest is the method's own.
 ALWAYS = {"seed": 0, "autocast": False}
-OF_SHAPES = {"pairs": 5000, "detail": 4, "objects": "1-3", "size": 48}
-OF_A_FOLDER = {"split": None, "skip_bad_rows": False, "size": 64}
+SHAPES = {"pairs": 5000, "detail": 4, "objects": "1-3", "size": 48}
+FOLDER = {"split": None, "skip_bad_rows": False, "size": 64}
+FEATURES = {"features": None, "pool": "mean", "dropout": 0.2}
+
+encoder = functools.cache(frozen_encoder)
 
 
 @dataclass(frozen=True)
@@ -53,18 +62,31 @@ class Run:
     # Of a folder; None for shapes.
     split: str | None = None
     skip_bad_rows: bool | None = None
+    # Of frozen features of a folder; None for its pictures.
+    features: str | None = None  # what `frozen_encoder` takes
+    feature_width: int | None = None
+    pool: str | None = None
+    dropout: float | None = None
 
     @property
     def shapes(self) -> bool:
         return self.data == "shapes"
 
-    def training_data(self, folder: Path) -> ShapesCaptions | CaptionFolder:
+    def encode(self, device: torch.device) -> Encode:
+        """What makes features of pictures."""
+        found = encoder(self.features or "")
+        return found.to(device) if isinstance(found, nn.Module) else found
+
+    def training_data(
+        self, folder: Path, device: torch.device = options.CPU, *, bar: bool = False
+    ) -> ShapesCaptions | CaptionFolder:
         """What is trained on; pictures with the words of the run, if there are some already."""
         if self.shapes:
             return self.scenes(self.pairs or 0, DATA_SEED)
         words = folder / "tokenizer.json"
         tokenizer = WordTokenizer.load(words) if words.exists() else None
-        return self.pictures(self.data, self.split, tokenizer, bool(self.skip_bad_rows))
+        what = self.data, self.split, tokenizer, bool(self.skip_bad_rows)
+        return self.pictures(*what, folder, device, bar=bar)
 
     def scenes(self, n: int, seed: int, *, objects: str | None = None) -> ShapesCaptions:
         """Scenes like those of the training; `objects` may be other ones."""
@@ -74,16 +96,20 @@ class Run:
         )
 
     def pictures(
-        self, root: str, split: str | None, words: WordTokenizer | None, skip_bad_rows: bool
-    ) -> CaptionFolder:
-        """A folder of pictures, read like that of the training."""
-        return CaptionFolder(
-            root,
-            split=split,
-            size=self.size,
-            tokenizer=words,
-            on_error="skip" if skip_bad_rows else "raise",
+        self, root: str, split: str | None, words: WordTokenizer | None, skip_bad_rows: bool,
+        folder: Path, device: torch.device, *, bar: bool = False,
+    ) -> CaptionFolder:  # fmt: skip
+        """A folder of pictures, or their features, which are kept beside the folder of the run."""
+        on_error: Any = "skip" if skip_bad_rows else "few"
+        data = CaptionFolder(root, split=split, size=self.size, tokenizer=words, on_error=on_error)
+        if self.features is None:
+            return data
+        name, place = re.sub(r"[^\w.-]+", "-", self.features), folder.resolve().parent
+        found = cached_features(
+            data, self.encode(device), place / "features", name=name, progress=bar
         )
+        pool: Any = self.pool
+        return FeatureCaptions(data, found, pool=pool, dropout=self.dropout or 0.0)
 
     def steps(self, samples: int) -> int:
         """Steps of the whole training."""
@@ -98,11 +124,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads what `recorded` wrote.
-
-    Raises:
-        CheckpointError: there is no run.json, or it holds something else.
-    """
+    """Reads what `recorded` wrote; CheckpointError if there is no run.json, or another one."""
     path = folder / "run.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: expected the folder of a run, found no run.json in it")
@@ -181,6 +203,13 @@ class TrainedRun:
         """Side in pixels of the pictures that it takes."""
         return self.arguments.size
 
+    def see(self, images: Tensor) -> Tensor:
+        """What the method gets of pictures float32 [B, 3, size, size]: these, or their features."""
+        if self.arguments.features is None:
+            return images
+        with frozen(self.arguments.encode(device_of(self.method))) as apply:
+            return torch.from_numpy(apply(images))
+
 
 class _Like(SimpleNamespace):
     """One sample, of which only its kind is known."""
@@ -204,7 +233,9 @@ def load_run(folder: str | os.PathLike[str]) -> TrainedRun:
     else:
         words = WordTokenizer.load(folder / "tokenizer.json")
         empty, one = words.encode_batch([""])[:, None], torch.arange(1)
-        like = _Like(size=run.size, tokenizer=words, sentences=empty, rows=one)
+        look: dict[str, Any] = {"width": run.feature_width, "pool": run.pool, "dropout": 0}
+        look |= {"features": ()} if run.features else {}  # by which a recipe knows them
+        like = _Like(size=run.size, tokenizer=words, sentences=empty, rows=one, **look)
     # What cools takes as long as the training; how long that is, the checkpoint knows.
     steps = run.steps(read_checkpoint(path).settings.get("samples", 0))
     method = run.recipe(like, steps).method

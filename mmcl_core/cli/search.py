@@ -17,9 +17,9 @@ from mmcl_core.cli.embed import PictureIndex
 from mmcl_core.cli.options import PROGRAM, say
 from mmcl_core.cli.registry import METHODS
 from mmcl_core.cli.runs import TrainedRun, load_run
-from mmcl_core.data.pictures import as_images, decode
+from mmcl_core.data.pictures import as_images, tried
 from mmcl_core.data.tokenizer import split_words
-from mmcl_core.errors import CheckpointError, DataError, MMCLError
+from mmcl_core.errors import CheckpointError, DataError, MMCLError, check_count
 from mmcl_core.evaluation import embed_all
 
 TOP = 5
@@ -106,9 +106,7 @@ def unknown_words(run: TrainedRun, text: str) -> list[str]:
 def embed_words(run: TrainedRun, text: str) -> Tensor:
     """A query in words as a unit vector [D] in the space of the pictures.
 
-    Raises:
-        MMCLError: the method has no words beside its pictures, or knows none of these.
-        DataError: the query is too long.
+    MMCLError: the method has no words, or knows none of these; DataError: they are too many.
     """
     if wordless := METHODS[run.name].wordless:
         raise MMCLError(f"{run.name} {wordless}. Search by a picture, or train another method")
@@ -122,16 +120,12 @@ def embed_words(run: TrainedRun, text: str) -> Tensor:
 
 
 def embed_picture(run: TrainedRun, path: str | os.PathLike[str]) -> Tensor:
-    """A query by a picture from a file as a unit vector [D].
-
-    Raises:
-        DataError: the picture cannot be read.
-    """
-    try:
-        image = as_images([decode(path, run.size)], run.size)
-    except Exception as error:  # damaged files make Pillow raise errors of many kinds
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"the picture {path} cannot be read ({reason})") from error
+    """A query by a picture from a file as a unit vector [D]; DataError if it cannot be read."""
+    pixels = tried(path, run.size)
+    if isinstance(pixels, Exception):
+        reason = getattr(pixels, "strerror", None) or pixels
+        raise DataError(f"the picture {path} cannot be read ({reason})") from pixels
+    image = run.see(as_images([pixels], run.size))
     return F.normalize(embed_all(run.method, {"image": image}, ("image",)), dim=1)[0]
 
 
@@ -139,12 +133,8 @@ def nearest(index: PictureIndex, query: Tensor, top: int = TOP) -> list[tuple[fl
     """The `top` pictures with the greatest cosine to a unit vector [D], as (cosine, name).
 
     Of equal ones, the first in the order of the index.
-
-    Raises:
-        MMCLError: `top` is below 1.
     """
-    if top < 1:
-        raise MMCLError(f"top: expected at least 1, got {top}")
+    check_count("top", top)
     scores = index.embeddings @ query
     order = scores.sort(descending=True, stable=True).indices[:top].tolist()
     return [(float(scores[i]), index.names[i]) for i in order]

@@ -2,18 +2,17 @@
 
 import argparse
 import contextlib
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mmcl_core.checkpoints import load_checkpoint
 from mmcl_core.cli import options
 from mmcl_core.cli.options import PROGRAM, say
 from mmcl_core.cli.registry import METHODS
-from mmcl_core.cli.runs import ALWAYS, OF_A_FOLDER, OF_SHAPES, Run, read_run, recorded
+from mmcl_core.cli.runs import ALWAYS, FEATURES, FOLDER, SHAPES, Run, encoder, read_run, recorded
 from mmcl_core.distributed import joined, rank, wait, world_size
 from mmcl_core.errors import CheckpointError, MMCLError
 from mmcl_core.training import fit
@@ -50,18 +49,28 @@ OPTIONS = {
         "--out FOLDER": "where to put the run; made if missing.",
     },
     "only with --data shapes": {
-        "--pairs N": f"number of scenes, each with captions; default {OF_SHAPES['pairs']}.",
+        "--pairs N": f"number of scenes, each with captions; default {SHAPES['pairs']}.",
         "--detail LEVEL": "what captions tell. 1 shape, 2 and colour, 3 and size and texture, 4 "
-        f"and position; default {OF_SHAPES['detail']}.",
-        "--objects LOW-HIGH": f"how many in a scene, from 1 to 4; default {OF_SHAPES['objects']}.",
+        f"and position; default {SHAPES['detail']}.",
+        "--objects LOW-HIGH": f"how many in a scene, from 1 to 4; default {SHAPES['objects']}.",
     },
     "only with --data FOLDER": {
         "--split NAME": "a part of it, such as train (Flickr8k), train2017 (COCO); default: all.",
-        "--skip-bad-rows": "leave out unusable rows and pictures, and say which; default: stop.",
+        "--skip-bad-rows": "leave out unusable rows and pictures, and say which; default: stop "
+        "where there are more than one row in a thousand.",
+    },
+    "only with --data FOLDER: train on the features of an encoder that others have trained": {
+        "--features ENCODER": "efficientnet-lite0, open_clip:NAME/WEIGHTS, or module:callable of "
+        "your own. Asked once for each picture; its answers are kept in features/, beside the run. "
+        "Default: train on the pictures.",
+        "--pool mean|max": f"its tokens to one vector; default {FEATURES['pool']}.",
+        "--dropout SHARE": "of its tokens and values left out in each step, from 0 to below 1; "
+        f"default {FEATURES['dropout']}.",
     },
     "how to train": {
         "--size PIXELS": "side of the square pictures, a multiple of 8, for shapes at least "
-        f"{LEAST_SIDE}; default {OF_SHAPES['size']} for shapes, else {OF_A_FOLDER['size']}.",
+        f"{LEAST_SIDE}; default {SHAPES['size']} for shapes, else {FOLDER['size']}, or "
+        "what the encoder of --features was made for.",
         "--epochs N": "passes over the data; default: see above.",
         "--batch-size N": "pairs in one step, of all processes together; default: see above.",
         "--lr RATE": "the highest learning rate (of AdamW); default: see above.",
@@ -87,13 +96,16 @@ def train(args: argparse.Namespace) -> int:
     with joined():
         known = _known_run(out, args.resume)
         run = _resumed(known, args, out) if known else _new_run(args)
-        data = run.training_data(out)
+        device = options.device(args.device)
+        for turn in (0, 1):  # process 0 asks the encoder of features; then the others read them
+            if min(rank(), 1) == turn:
+                data = run.training_data(out, device, bar=shown)
+            wait(options.CPU)  # all have looked; now process 0 writes
+        run = replace(run, feature_width=getattr(data, "width", None))
         if (size := run.batch_size) > len(data):
             raise MMCLError(f"--batch-size: expected at most the {len(data)} pairs; got {size}")
         steps = run.steps(len(data))
         recipe = run.recipe(data, steps)
-        device = options.device(args.device)
-        wait(torch.device("cpu"))  # all have looked; now process 0 writes
         first = rank() == 0
         if first and not args.quiet:
             processes = f" in {world_size()} processes" if world_size() > 1 else ""
@@ -153,17 +165,21 @@ def _new_run(args: argparse.Namespace) -> Run:
     if missing := [_option(name) for name in ("method", "data") if name not in given]:
         raise MMCLError(f"a new run needs --method and --data; {' and '.join(missing)} not given")
     method, shapes = given["method"], given["data"] == "shapes"
-    ours, others = (OF_SHAPES, OF_A_FOLDER) if shapes else (OF_A_FOLDER, OF_SHAPES)
-    if wrong := [_option(name) for name in given if name in others and name not in ours]:
-        kind = "FOLDER" if shapes else "shapes"
-        raise MMCLError(f"{', '.join(wrong)}: only for --data {kind}; got --data {args.data}")
+    frozen = "features" in given
+    ours = SHAPES if shapes else FOLDER | FEATURES if frozen else FOLDER
+    if wrong := [name for name in given if name in SHAPES | FOLDER | FEATURES and name not in ours]:
+        kind = f"for --data {'FOLDER' if shapes else 'shapes'}; got --data {args.data}"
+        kind = "with --features" if not shapes and wrong[0] in FEATURES else kind
+        raise MMCLError(f"{', '.join(map(_option, wrong))}: only {kind}")
     if METHODS[method].labels and not (shapes and given.get("objects") == "1-1"):
         raise MMCLError(
             f"{method} learns shape and colour of the only object of a scene: expected --data "
             f"shapes --objects 1-1, got --data {args.data} --objects "
-            f"{given.get('objects', OF_SHAPES['objects'])}"
+            f"{given.get('objects', SHAPES['objects'])}"
         )
     own = {name: getattr(METHODS[method], name) for name in ("epochs", "batch_size", "lr")}
+    if frozen and "size" not in given:
+        own["size"] = getattr(encoder(given["features"]), "size", 224)
     run = Run(**{**ALWAYS, **ours, **own, **given})
     if shapes and run.size < LEAST_SIDE:
         raise MMCLError(f"--size: expected at least {LEAST_SIDE} for shapes; got {run.size}")
@@ -172,7 +188,7 @@ def _new_run(args: argparse.Namespace) -> Run:
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments that were typed, of those that decide how a training goes."""
-    given = {field.name: getattr(args, field.name) for field in fields(Run)}
+    given = {field.name: getattr(args, field.name, None) for field in fields(Run)}
     if given["data"] not in (None, "shapes"):
         given["data"] = str(Path(given["data"]).resolve())
     return {name: value for name, value in given.items() if value is not None}

@@ -19,10 +19,8 @@ class Archive(NamedTuple):
     folder: str  # the folder in it that is wanted
 
 
-# The sums are as in the list of TensorFlow Datasets (url_checksums/coco.txt); several public
-# projects that fetched the files by themselves have the same ones. The address is http, as there:
-# it is the sum that vouches for the content. For the archives of Flickr8k we found only MD5 sums in
-# more than one place, and such a sum can be forged; so there is no entry for them.
+# The sums are as in the list of TensorFlow Datasets (url_checksums/coco.txt) and in several public
+# projects. For Flickr8k we found only MD5 sums in more than one place, and these can be forged.
 COCO_VAL2017 = (
     Archive(
         "http://images.cocodataset.org/zips/val2017.zip",
@@ -38,11 +36,9 @@ COCO_VAL2017 = (
 
 
 def fetch_coco(
-    root: str | os.PathLike[str],
-    *,
-    archives: tuple[Archive, ...] = COCO_VAL2017,
+    root: str | os.PathLike[str], *, archives: tuple[Archive, ...] = COCO_VAL2017,
     progress: bool = True,
-) -> Path:
+) -> Path:  # fmt: skip
     """Fetches the 5,000 captioned photographs of COCO's val2017, about 1 GB, for `CaptionFolder`.
 
     Needs pooch, which comes with ``mmcl_core[book]``. A folder that is there already is not fetched
@@ -54,13 +50,9 @@ def fetch_coco(
         archives: what to fetch.
         progress: show a bar for each archive.
 
-    Returns:
-        `root`.
-
     Raises:
         DataError: an archive cannot be fetched, is not the one with this sum, or has no such
             folder; nothing of it is then left.
-        MMCLError: pooch is not installed.
     """
     try:
         import pooch  # here, so that the library works without it
@@ -88,10 +80,7 @@ def fetch_coco(
 
 
 def _unzip(file: Path, folder: str, part: Path) -> None:
-    """Unpacks what lies in one folder of an archive, without the name of that folder.
-
-    The sum is known, so nothing in it is a surprise; `zipfile` itself lets no name lead outside.
-    """
+    """Unpacks what lies in one folder of an archive, whose sum is known, without its name."""
     with zipfile.ZipFile(file) as packed:
         wanted = [one for one in packed.infolist() if one.filename.startswith(f"{folder}/")]
         if not wanted:

@@ -15,15 +15,11 @@ from mmcl_core.files import new_folder
 
 
 def link_folder(
-    root: str | os.PathLike[str],
-    *,
-    pictures: str | os.PathLike[str],
-    table: str | os.PathLike[str],
-    image: str | None = None,
-    caption: str | None = None,
+    root: str | os.PathLike[str], *, pictures: str | os.PathLike[str],
+    table: str | os.PathLike[str], image: str | None = None, caption: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
-) -> Path:
-    """Makes a folder for `CaptionFolder` out of your own pictures and a CSV, without copying any.
+) -> Path:  # fmt: skip
+    """Makes a folder, `root`, for `CaptionFolder` out of your own pictures and a CSV, by links.
 
     The folder holds ``captions.txt``, and in ``Images/`` a link to each picture. The table has a
     header and one row for each caption; its fields are parted by commas, semicolons (as some
@@ -38,9 +34,6 @@ def link_folder(
         on_error: "raise" reports all rows that cannot be used in one error; "skip" leaves them out
             and warns.
 
-    Returns:
-        `root`.
-
     Raises:
         DataError: the folder is there; table or pictures are not; the table has not these columns,
             is not UTF-8, or has rows that cannot be used; or links are not allowed here.
@@ -51,9 +44,7 @@ def link_folder(
         raise MMCLError(f"on_error: expected 'raise' or 'skip', got {on_error!r}")
     if not pictures.is_dir():
         raise DataError(f"{pictures}: expected the folder of the pictures, got no folder")
-    problems: list[str] = []
-    rows: list[tuple[str, str]] = []
-    files: dict[str, Path] = {}
+    problems, rows, files = list[str](), list[tuple[str, str]](), dict[str, Path]()
     if not table.is_file():
         raise DataError(f"{table}: expected a table of pictures and captions, got no such file")
     given = zip((image, caption), COLUMNS, strict=True)

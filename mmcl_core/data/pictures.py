@@ -33,9 +33,7 @@ class PictureFolder(BatchDataset):
     was trained on the one can embed the other. A batch has "image" and "index".
 
     Attributes:
-        root: the folder.
         names: of the pictures, as paths from `root` with "/" between the parts.
-        size: side of a picture in pixels.
         rows: int64 `[N]`, the number of each picture among all of the folder.
 
     Args:
@@ -44,7 +42,6 @@ class PictureFolder(BatchDataset):
 
     Raises:
         DataError: there is no such folder, or no picture in it.
-        MMCLError: an argument is out of its range.
     """
 
     _each = ("names",)
@@ -65,11 +62,7 @@ class PictureFolder(BatchDataset):
         return f"PictureFolder({len(self)} pictures, size={self.size})"
 
     def _read(self, rows: Tensor) -> Batch:
-        """Pictures, float32 `[B, 3, size, size]` in [0, 1].
-
-        Raises:
-            DataError: a picture cannot be read.
-        """
+        """Pictures, float32 `[B, 3, size, size]` in [0, 1]; DataError if one is damaged."""
         batch, unreadable = self.read(rows)
         for i, error in unreadable.items():
             raise DataError(
@@ -84,19 +77,11 @@ class PictureFolder(BatchDataset):
         The others go by their number here, as in `names`.
         """
 
-        def picture(i: int) -> np.ndarray | Exception:
-            try:
-                return decode(self.root / self.names[i], self.size)
-            except Exception as error:  # damaged files make Pillow raise errors of many kinds
-                return error
-
         rows = index(indices, len(self)).tolist()
-        found = list(zip(rows, in_threads(picture, rows), strict=True))
+        read = in_threads(lambda i: tried(self.root / self.names[i], self.size), rows)
+        found = list(zip(rows, read, strict=True))
         good = {i: pixels for i, pixels in found if not isinstance(pixels, Exception)}
-        batch = {
-            "image": as_images(list(good.values()), self.size),
-            "index": self.rows[list(good)],
-        }
+        batch = {"image": as_images(list(good.values()), self.size), "index": self.rows[list(good)]}
         return batch, {i: error for i, error in found if isinstance(error, Exception)}
 
 
@@ -112,11 +97,8 @@ def decode(path: str | os.PathLike[str], size: int) -> np.ndarray:
     """The centred square of a picture as uint8 `[size, size, 3]`.
 
     Turned upright by its EXIF tag, converted to RGB, and resized (bicubic), as CLIP does it. A JPEG
-    is decoded at a half, a quarter or an eighth where that leaves at least twice `size`.
-
-    Raises:
-        ValueError: it has more than 8 bits a channel.
-        Exception: Pillow raises errors of many kinds on a damaged file.
+    is decoded at a half, a quarter or an eighth where that leaves at least twice `size`. Raises
+    errors of many kinds on a damaged file, and ValueError on more than 8 bits a channel.
     """
     with Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
@@ -130,6 +112,14 @@ def decode(path: str | os.PathLike[str], size: int) -> np.ndarray:
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def tried(path: str | os.PathLike[str], size: int) -> np.ndarray | Exception:
+    """What `decode` gives, or why it gives nothing."""
+    try:
+        return decode(path, size)
+    except Exception as error:  # damaged files make Pillow raise errors of many kinds
+        return error
 
 
 def as_images(pictures: Sequence[np.ndarray], size: int) -> Tensor:

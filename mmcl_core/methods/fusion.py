@@ -1,7 +1,6 @@
 """Late fusion by concatenation: a classifier on each modality, and one on all of them.
 
 Wang, Tran & Feiszli, "What Makes Training Multi-modal Classification Networks Hard?", CVPR 2020.
-The weights of its losses by Gradient-Blending, of the same paper, are in `blending.py`.
 """
 
 import math

@@ -1,6 +1,5 @@
 """MCT: what the page builds, and what its checks say."""
 
-import copy
 import math
 
 import pytest
@@ -10,7 +9,6 @@ from torch import nn
 from mmcl_core import losses
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.augment import compose, crop, paraphrase
-from mmcl_core.data.drawing import ATTRIBUTES
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
 from mmcl_core.methods import MCT
 from tests.book.chapter import definitions, unit, value_and_gradients
@@ -30,76 +28,56 @@ def test_tag_loss_of_the_page_is_that_of_the_queue(least: int) -> None:
         lambda q, k, n: losses.queue_info_nce(q, k, n, 0.2, queue_positives=also),
         queries, keys, queue,
     )  # fmt: skip
-    vectorised = value_and_gradients(
-        lambda q, k, n: page["queue_loss"](q, k, n, 0.2, also), queries, keys, queue
-    )
     loop = value_and_gradients(
         lambda q, k, n: page["tag_loss_loop"](q, k, n, tags, others, least, 0.2),
         queries, keys, queue,
     )  # fmt: skip
-    torch.testing.assert_close(vectorised, library)
     torch.testing.assert_close(loop, library)
-    torch.testing.assert_close(
-        page["queue_loss"](queries, keys, queue, 0.2),
-        losses.queue_info_nce(queries, keys, queue, 0.2),
-    )
+
+
+def towers_and_library(least: int) -> tuple[nn.Module, MCT, ShapesCaptions]:
+    """The page's model with the weights and queues of a library's; and their scenes."""
+    page = definitions("methods/mct")
+    data = ShapesCaptions(24, detail=1, size=32, objects=(1, 2))  # some captions are identical
+    torch.manual_seed(0)
+    encoders = ImageEncoder(size=32, width=32), CaptionEncoder(len(data.tokenizer), width=32)
+    weights = {"image": 0.5, "tags": 2.0, "caption": 0.2}
+    library = MCT(
+        *encoders, tags=12, queue=16, min_shared_tags=least, weights=weights,
+        inter_temperature=0.05,
+    )  # fmt: skip
+    tiny = page["tiny_of"](library)
+    tiny.least = least
+    return tiny, library, data
 
 
 @pytest.mark.parametrize("least", [1, 2])
 def test_tiny_mct_is_the_library_mct(least: int) -> None:
     """All five terms, gradients and queues, over three steps in which the queues go round."""
-    page = definitions("methods/mct")
-    data = ShapesCaptions(24, detail=1, size=32, objects=(1, 2))  # some captions are identical
-    torch.manual_seed(0)
-    encoders = ImageEncoder(size=32, width=32), CaptionEncoder(len(data.tokenizer), width=32)
-    library = MCT(*encoders, tags=12, dim=16, queue=16, min_shared_tags=least)
-    queues = {
-        name: page["TinyQueue"](queue.keys.clone(), queue.labels.clone())
-        for name, queue in library.queues.items()
-    }
-    tiny = page["TinyMCT"](*copy.deepcopy(encoders), queues, dim=16)
-    pairs = [(tiny.image, library.query["image"]), (tiny.caption, library.query["caption"])]
-    slow = zip(tiny.slow, (library.key[m].network for m in library.modalities), strict=True)
-    for mine, theirs in [*pairs, *slow]:
-        mine.load_state_dict(theirs.state_dict())
-    trained = library.query, nn.ModuleList([tiny.image, tiny.caption])
+    tiny, library, data = towers_and_library(least)
+    trained = library.query, tiny.fast
     optimizers = [torch.optim.SGD([*towers.parameters()], lr=0.1) for towers in trained]
     views = compose(paraphrase(data, view=True), crop())
     for step in range(3):
         batch = views(data.batch(range(8 * step, 8 * step + 8)))
-        theirs = library.loss(batch)
-        mine, new = page["five_terms"](tiny, batch, least=least)
-        torch.testing.assert_close(mine, {name: theirs[name] for name in mine})
-        assert set(mine) | {"total"} == set(theirs)
-        for total, optimizer in zip((theirs["total"], sum(mine.values())), optimizers, strict=True):
+        theirs, mine = library.loss(batch), tiny.loss(batch)
+        torch.testing.assert_close(mine, theirs)
+        for of, optimizer in zip((theirs, mine), optimizers, strict=True):
             optimizer.zero_grad()
-            total.backward()
+            of["total"].backward()
             optimizer.step()
         library.after_step()
-        page["after_step"](tiny, new)
+        tiny.after_step()
         for name, queue in library.queues.items():
             at = -int(queue.pointer)  # the page has the oldest key first
-            torch.testing.assert_close(queues[name].keys, queue.keys.roll(at, 0))
-            assert torch.equal(queues[name].labels, queue.labels.roll(at, 0))
-    for mine, theirs in pairs:
-        torch.testing.assert_close(mine.state_dict(), theirs.state_dict())
-
-
-def test_mct_needs_counts_scenes_that_one_attribute_tells_apart() -> None:
-    needs = definitions("methods/mct")["needs"]
-    data = ShapesCaptions(200, objects=(1, 2))
-    objects = [
-        [tuple(int(data.attributes[n][i, o]) for n in ATTRIBUTES) for o in range(2)]
-        for i in range(200)
-    ]
-    for at, name in enumerate(ATTRIBUTES):
-        rest = [sorted(one[:at] + one[at + 1 :] for one in of) for of in objects]
-        alike = [
-            any(rest[i] == rest[j] and sorted(objects[i]) != sorted(objects[j]) for j in range(200))
-            for i in range(200)
-        ]
-        expected = sum(alike) / 200
-        assert needs(data, name) == pytest.approx(expected)
+            torch.testing.assert_close(tiny.queues[name].keys, queue.keys.roll(at, 0))
+            assert torch.equal(tiny.queues[name].labels, queue.labels.roll(at, 0))
+    for m in library.modalities:
+        torch.testing.assert_close(tiny.fast[m].state_dict(), library.query[m].state_dict())
+        slow = library.key[m].network.state_dict()
+        torch.testing.assert_close(tiny.slow[m].state_dict(), slow)
+        only = {m: data.batch(range(8))[m]}
+        torch.testing.assert_close(tiny.embed(only), library.embed(only))
 
 
 def test_mct_exercises_name_what_fails() -> None:
@@ -121,14 +99,10 @@ def test_mct_exercises_name_what_fails() -> None:
 
 def test_mct_exercise_says_who_learns(monkeypatch) -> None:
     page = definitions("methods/mct")
-    data = ShapesCaptions(16, detail=1, size=32, objects=(1, 2))
-    encoders = ImageEncoder(size=32, width=32), CaptionEncoder(len(data.tokenizer), width=32)
-    library = MCT(*copy.deepcopy(encoders), tags=12, dim=16, queue=16)
-    queues = {n: page["TinyQueue"](queue.keys, queue.labels) for n, queue in library.queues.items()}
-    tiny = page["TinyMCT"](*encoders, queues, dim=16)
+    tiny, _, data = towers_and_library(2)
     learners = {"momentum encoders": tiny.slow}
     for m in ("image", "caption"):
-        tower = getattr(tiny, m)
+        tower = tiny.fast[m]
         learners |= {f"{m} encoder": tower.encoder, f"{m} intra head": tower.intra}
         learners[f"{m} inter head"] = tower.inter
     views = compose(paraphrase(data, view=True), crop())

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from mmcl_book.methods import blending
 from mmcl_core import evaluation
 from mmcl_core.data import ShapesCaptions
-from mmcl_core.methods import LateFusion, blending
+from mmcl_core.methods import LateFusion
 from tests.book.chapter import definitions, two_encoders
+from tests.float32 import close32
 
 
 def test_tiny_fusion_is_late_fusion() -> None:
@@ -38,12 +40,30 @@ def test_accuracy_of_subsets_is_missing_modality() -> None:
     )
 
 
-def test_keep_leaves_one_modality() -> None:
-    keep = definitions("problems/missing")["keep"]
-    generator = torch.Generator().manual_seed(0)
-    assert keep(500, 3, 1.0, generator).sum(1).eq(1).all()
-    assert keep(500, 3, 0.0, generator).all()
-    assert float((~keep(4000, 3, 0.3, generator)).double().mean()) == pytest.approx(0.3, abs=0.03)
+def test_loop_and_line_drop_what_the_library_drops() -> None:
+    page = definitions("problems/missing")
+    data = ShapesCaptions(8, seed=0, size=32, objects=(1, 1))
+    library = LateFusion(two_encoders(data), classes=36, dim=16)
+    for p in (0.0, 0.3, 0.5, 1.0):
+        library.dropout = p
+        torch.manual_seed(0)
+        kept = library._kept(500)
+        torch.manual_seed(0)
+        noise = torch.rand(500, 2)
+        assert torch.equal(page["keep"](noise, p), kept)
+        assert torch.equal(page["keep_loop"](noise, p), kept)
+    assert page["keep"](noise, 1.0).sum(1).eq(1).all()
+
+
+def test_tiny_fusion_learns_as_late_fusion() -> None:
+    page = definitions("problems/missing")
+    data = ShapesCaptions(8, seed=0, size=32, objects=(1, 1))
+    library = LateFusion(two_encoders(data), classes=36, dim=16)
+    mine = page["TinyFusion"](dict(library.encoders.items()), 36, 16)
+    mine.fused.load_state_dict(library.fused.state_dict())
+    mine.head.load_state_dict(library.heads["fusion"].state_dict())
+    batch = data.batch(range(8)) | {"label": torch.arange(8)}
+    close32(mine.loss(batch)["total"], library.loss(batch)["total"])
 
 
 def test_blending_by_hand_is_the_library_s() -> None:
@@ -60,3 +80,17 @@ def test_could_be_told_is_a_count_of_the_commonest() -> None:
     said = torch.tensor([0, 0, 0, 1, 1, 2])
     labels = torch.tensor([4, 4, 3, 0, 1, 4])
     assert could_be_told(said, labels) == pytest.approx((2 + 1 + 1) / 6)
+
+
+def test_whose_check_tells_mistakes_apart() -> None:
+    check = definitions("problems/missing")["check_whose"]
+
+    def right(gone, complete, without, labels):
+        return (torch.where(gone, without, complete) == labels).double().mean()
+
+    assert check(lambda *of: ...) == "not answered yet"
+    assert check(right) == "right"
+    assert "expected 1.00" in check(lambda gone, one, two, y: right(~gone, one, two, y))
+    assert "expected 0.00" in check(lambda gone, one, two, y: (one == y).double().mean())
+    line = check(lambda gone, one, two, y: 1 - gone.double().mean())
+    assert line == "a scene that is gone counts by what is told without"

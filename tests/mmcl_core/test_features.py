@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -13,12 +14,13 @@ from torch.utils.data import DataLoader
 
 import mmcl_core.features as module
 from mmcl_book.experiments.drawn_folder import draw_folder
+from mmcl_core.cli.registry import METHODS
 from mmcl_core.data import CaptionFolder
 from mmcl_core.data.augment import paraphrase
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
-from mmcl_core.errors import DataError, MMCLError, ShapeError
+from mmcl_core.errors import DataError, MissingModalityError, MMCLError, ShapeError
 from mmcl_core.evaluation import embed_all
-from mmcl_core.features import FeatureCaptions, FeatureEncoder, cached_features
+from mmcl_core.features import FeatureCaptions, FeatureEncoder, cached_features, drop_features
 from mmcl_core.methods import CLIP, FDT, GMC
 from mmcl_core.training import fit
 from tests import ROOT
@@ -61,12 +63,12 @@ def test_features_are_computed_once_and_are_those_of_the_encoder(data, tmp_path,
     encode = Counting(tokens)
     features = get(data, encode, tmp_path / "cache")
     assert features.shape == ((N, 4, 3) if tokens else (N, 12))
-    assert features.dtype == np.float32
+    assert features.dtype == np.float16
     assert isinstance(features, np.memmap)
     assert not features.flags.writeable
     for i in range(N):
         alone = Counting(tokens)(data[i]["image"][None])[0]
-        assert np.allclose(features[i], alone.numpy(), atol=1e-6)
+        assert np.allclose(features[i], alone.numpy(), atol=1e-3)
     assert encode.asked == [2, 5, 5, 3]  # the first and the last, then all
     again = get(data, encode, tmp_path / "cache")
     assert encode.asked == [2, 5, 5, 3, 2]
@@ -115,31 +117,80 @@ def test_a_killed_process_is_taken_up(root, data, tmp_path) -> None:
     assert np.allclose(features, get(data, Counting(False), tmp_path / "whole"), atol=1e-6)
 
 
-@pytest.mark.parametrize("damage", ["note", "rows", "both"])
+@pytest.mark.parametrize("damage", [b"", b"short", "half"])
 def test_what_cannot_be_relied_on_is_computed_anew(data, tmp_path, damage) -> None:
     with pytest.raises(KeyboardInterrupt):
         get(data, Counting(False, stop=2 + 10), tmp_path)
-    if damage in ("note", "both"):
-        next(tmp_path.glob("*.json")).write_text('{"do')
-    if damage in ("rows", "both"):
-        next(tmp_path.glob("*.part")).write_bytes(b"short")
+    part = next(tmp_path.glob("*.part"))
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2] if damage == "half" else damage)
     encode = Counting(False)
     assert np.array_equal(get(data, encode, tmp_path), get(data, encode, tmp_path / "whole"))
-    assert sum(encode.asked) == 2 * (2 + N)
+    assert sum(encode.asked) == 2 * (2 + N) - (4 if damage == "half" else 0)
 
 
-def test_other_pictures_sizes_and_names_have_files_of_their_own(root, data, tmp_path) -> None:
+def test_a_subset_is_not_encoded_again(root, data, tmp_path) -> None:
+    """Nor are the pictures in another order, or copies of them under other names."""
     first = get(data, Counting(False), tmp_path)
-    for other, name in [
-        (CaptionFolder(root, size=8), "means"),
-        (data.subset([1, 0, *range(2, N)]), "means"),
-        (data.subset([0]), "means"),
-        (data, "other"),
-    ]:
-        assert len(get(other, Counting(False), tmp_path, name)) == len(other)
-    assert len(list(tmp_path.iterdir())) == 5
-    swapped = get(data.subset([1, 0, *range(2, N)]), Counting(False), tmp_path)
-    assert np.array_equal(swapped[[1, 0]], first[:2])
+    encode = Counting(False)
+    part = get(data.subset(range(3, 7)), encode, tmp_path)
+    assert isinstance(part, np.memmap)
+    assert np.array_equal(part, first[3:7])
+    swapped = get(data.subset([4, 2, 2, 9]), encode, tmp_path)
+    assert not isinstance(swapped, np.memmap)
+    assert not swapped.flags.writeable
+    assert np.array_equal(swapped, first[[4, 2, 2, 9]])
+    assert len(get(data.subset([0]), encode, tmp_path)) == 1
+    shutil.copytree(root, tmp_path / "copy")
+    assert np.array_equal(get(CaptionFolder(tmp_path / "copy", size=16), encode, tmp_path), first)
+    assert encode.asked == [2, 2, 1, 2]  # the first and the last, each time
+
+
+def test_the_whole_encodes_what_its_parts_have_not(data, tmp_path) -> None:
+    for rows in ([5, 2, 7], [1, 2]):
+        get(data.subset(rows), Counting(False), tmp_path)
+    encode = Counting(False)
+    whole = get(data, encode, tmp_path)
+    assert encode.asked == [2, 5, 4]
+    assert np.array_equal(whole, get(data, Counting(False), tmp_path / "anew"))
+    assert len(list(tmp_path.glob("*.npy"))) == 3
+
+
+def test_other_sizes_types_and_names_have_files_of_their_own(root, data, tmp_path) -> None:
+    get(data, Counting(False), tmp_path)
+    get(CaptionFolder(root, size=8), Counting(False), tmp_path)
+    get(data, Counting(False), tmp_path, "other")
+    exact = get(data, Counting(False), tmp_path, dtype="float32")
+    assert exact.dtype == np.float32
+    assert len(list(tmp_path.iterdir())) == 4
+    alone = Counting(False)(data[3]["image"][None])[0].numpy()
+    assert np.allclose(exact[3], alone, atol=1e-6)
+
+
+def test_a_file_of_other_pictures_or_of_another_width_is_noticed(data, tmp_path) -> None:
+    get(data, Counting(False), tmp_path)
+    with pytest.raises(DataError, match=r"expected .*'means' gives, \[24\] for each.* other feat"):
+        get(data, lambda x: Counting(False)(x).repeat(1, 2), tmp_path)
+    (file,) = tmp_path.iterdir()
+    rows = np.load(file)
+    rows["row"] = rows["row"][::-1].copy()  # as if its pictures were others
+    np.save(file, rows)
+    with pytest.raises(DataError, match="Has the encoder changed"):
+        get(data, Counting(False), tmp_path)
+
+
+def test_a_file_that_was_cut_short_is_noticed(data, tmp_path) -> None:
+    get(data, Counting(False), tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(DataError, match=r"means-.*\.npy: expected what .* or remove the file"):
+        get(data, Counting(False), tmp_path)
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e-6])
+def test_what_does_not_fit_into_float16(data, tmp_path, scale) -> None:
+    with pytest.raises(ShapeError, match=r"do not fit into float16; pass dtype='float32'"):
+        get(data, lambda x: scale * Counting(False)(x), tmp_path)
+    assert len(get(data, lambda x: scale * Counting(False)(x), tmp_path, dtype="float32")) == N
 
 
 def test_a_picture_that_changed_is_noticed(tmp_path) -> None:
@@ -268,6 +319,14 @@ def test_without_blocks_it_is_a_linear_map_of_each_token() -> None:
     assert torch.equal(encoder(x).pooled, encoder(x).tokens.amax(dim=1))
 
 
+def test_pooled_by_a_mean_as_by_a_maximum() -> None:
+    torch.manual_seed(0)
+    encoder, x = FeatureEncoder(5, width=8, pool="mean"), torch.randn(2, 3, 5)
+    assert torch.equal(encoder(x).pooled, encoder(x).tokens.mean(1))
+    with pytest.raises(MMCLError, match="pool must be 'max' or 'mean'; got 'cls'"):
+        FeatureEncoder(5, pool="cls")
+
+
 @pytest.mark.parametrize("x", [torch.zeros(2, 4), torch.zeros(2, 3, 4), torch.zeros(5)])
 def test_features_of_another_width(x) -> None:
     with pytest.raises(ShapeError, match=r"expected features \[B, 5\] or \[B, N, 5\]"):
@@ -278,6 +337,63 @@ def test_features_of_another_width(x) -> None:
 def test_encoders_that_cannot_be(settings) -> None:
     with pytest.raises(MMCLError):
         FeatureEncoder(**{"features": 5} | settings)
+
+
+# --- dropout, and second views --------------------------------------------------------------------
+
+
+def test_dropout_of_tokens_leaves_others_as_they_are_in_their_order() -> None:
+    torch.manual_seed(0)
+    x = torch.arange(1.0, 61).view(2, 10, 3)
+    batch = drop_features(tokens=0.3, views=("image", "image_view"))({"image": x, "index": x})
+    for name in ("image", "image_view"):
+        assert batch[name].shape == (2, 7, 3)
+        for kept, all_of in zip(batch[name], x, strict=True):
+            where = [int((all_of == token).all(1).nonzero()) for token in kept]
+            assert where == sorted(set(where))
+    assert not torch.equal(batch["image"], batch["image_view"])
+    assert batch["index"] is x
+    assert drop_features(tokens=0.99)({"image": x})["image"].shape == (2, 1, 3)
+    assert torch.equal(drop_features()({"image": x})["image"], x)
+
+
+@pytest.mark.parametrize("shape", [(400, 50), (40, 10, 50)])
+def test_dropout_of_values_keeps_their_mean(shape) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(shape)
+    view = drop_features(values=0.2, views=("image_view",))({"image": x})
+    assert torch.equal(view["image"], x)
+    assert set(view["image_view"].unique().tolist()) == {0, 1.25}
+    assert abs(view["image_view"].mean() - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch", "error"),
+    [
+        ({"tokens": 1.0}, {}, MMCLError),
+        ({"values": -0.1}, {}, MMCLError),
+        ({"views": ()}, {}, MMCLError),
+        ({"views": ("caption",)}, {}, MMCLError),
+        ({}, {}, MissingModalityError),
+        ({}, {"image": torch.zeros(2, 3, 4, 4)}, ShapeError),
+        ({}, {"image": torch.zeros(2, 3, dtype=torch.int64)}, ShapeError),
+    ],
+)
+def test_dropout_that_cannot_be(settings, batch, error) -> None:
+    with pytest.raises(error):
+        drop_features(**settings)(batch)
+
+
+@pytest.mark.parametrize("method", ["clip", "siglip", "moco", "mct", "fdt", "gmc"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_every_recipe_of_the_command_line_takes_features(data, tmp_path, method, tokens) -> None:
+    features = get(data, Counting(tokens), tmp_path)
+    both = FeatureCaptions(data, features, pool="max", dropout=0.2)
+    recipe = METHODS[method].recipe(both, 6, 4)
+    settings = {"epochs": 2, "batch_size": 6, "augment": recipe.augment, "progress": False}
+    history = fit(recipe.method, both, **settings)
+    assert all(np.isfinite(history.steps["total"]))
+    assert embed_all(recipe.method, both).shape[0] == N
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "FDT", "GMC"])
@@ -303,7 +419,7 @@ def test_the_frozen_encoder_of_a_trained_method(data, tmp_path) -> None:
     features = get(data, lambda x: encoder(x).tokens, tmp_path)
     with torch.no_grad():
         tokens = encoder(data.batch(range(N))["image"]).tokens
-    assert np.allclose(features, tokens.numpy(), atol=1e-5)
+    assert np.allclose(features, tokens.numpy(), atol=1e-2)
     assert module.FeatureCaptions(data, features)[0]["image"].requires_grad is False
 
 
@@ -342,11 +458,11 @@ def test_other_weights_are_other_features(data, tmp_path, how) -> None:
     with torch.no_grad():
         for p in encoder.parameters():
             p *= 1e-4
-    first = get(data, wrapped(encoder)[how], tmp_path).copy()
-    assert np.array_equal(get(data, wrapped(encoder)[how], tmp_path), first)
+    first = get(data, wrapped(encoder)[how], tmp_path, dtype="float32").copy()
+    assert np.array_equal(get(data, wrapped(encoder)[how], tmp_path, dtype="float32"), first)
     with torch.no_grad():
         encoder[1].weight *= 1 + 1e-6
-    second = get(data, wrapped(encoder)[how], tmp_path)
+    second = get(data, wrapped(encoder)[how], tmp_path, dtype="float32")
     assert len(list(tmp_path.glob("*.npy"))) == 2
     assert not np.array_equal(first, second)
 
@@ -354,9 +470,9 @@ def test_other_weights_are_other_features(data, tmp_path, how) -> None:
 @pytest.mark.parametrize("change", [1.001, -1.0])
 def test_small_features_of_a_function_that_changed(data, tmp_path, change) -> None:
     """What a function holds in numbers is seen by what it gives, however small that is."""
-    get(data, lambda x: 1e-4 * Counting(False)(x), tmp_path)
+    get(data, lambda x: 1e-4 * Counting(False)(x), tmp_path, dtype="float32")
     with pytest.raises(DataError, match="Has the encoder changed"):
-        get(data, lambda x: change * 1e-4 * Counting(False)(x), tmp_path)
+        get(data, lambda x: change * 1e-4 * Counting(False)(x), tmp_path, dtype="float32")
 
 
 # --- to other processes (10) ----------------------------------------------------------------------

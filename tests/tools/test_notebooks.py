@@ -195,7 +195,7 @@ NOTE = "```{admonition} Note\n"
         ("```{figure} x.png\n:alt: a\nCaption\n```", 1, "the directive {figure} is not known"),
         ("```{code-cell} python\nx\n```", 1, "the directive {code-cell} is not known"),
         (f"{NOTE}:width: 3\nText\n```", 1, "the option :width: 3 is not known"),
-        (f"{NOTE}:class: tip\nText\n```", 1, "the option :class: tip is not known"),
+        (f"{NOTE}:class: warning\nText\n```", 1, "the option :class: warning is not known"),
         (f"{NOTE}---\nclass: tip\n---\nText\n```", 1, "the option --- is not known"),
         ("Text with\n{eval}`x`.", 2, "the role {eval} is not known"),
         ("{numref}`x`", 1, "the role {numref} is not known"),

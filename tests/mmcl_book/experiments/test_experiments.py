@@ -17,6 +17,9 @@ from mmcl_book.records.making import EXPERIMENTS, experiment
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.data.drawing import ATTRIBUTES, VALUES
 from mmcl_core.data.shapes import SYNONYMS
+from mmcl_core.errors import MMCLError
+from mmcl_core.evaluation import missing_modality, partial_to_complete
+from mmcl_core.training import fit
 from tests.compare import unit
 from tests.tiny import EPOCHS, SCENES, mean_recall, said, same_texts, shrink
 
@@ -35,8 +38,8 @@ DIFFERENT = [
 # With all that is drawn: scenes, names, weights, order, sentences, what is dropped.
 REPEATED = [
     ("gap", "learned 0.07"), ("granularity", "supervised"), ("noise", "by corner, 0.5"),
-    ("structure", "trained"), ("missing", "modality dropout"), ("missing", "blending, offline"),
-    ("moco", "64 keys, 0.9"), ("moco", "in the batch"),
+    ("structure", "trained"), ("missing", "modality dropout"), ("missing", "blending"),
+    ("missing", "words late"), ("moco", "64 keys, 0.9"), ("moco", "in the batch"),
 ]  # fmt: skip
 
 
@@ -75,9 +78,9 @@ def test_run_takes_every_condition(name: str, condition: str) -> None:
     config = experiment(name).CONDITIONS[condition]
     inspect.signature(experiment(name).run).bind(0, **config)
     assert json.loads(json.dumps(config)) == config
-    if name == "missing":  # what run passes on to the classifier
-        settings = {key: value for key, value in config.items() if key != "weights"}
-        missing.new_fusion(missing.scenes(2, 0), 0, **settings)
+    if name == "missing":  # what run passes on
+        ours = inspect.signature(missing.train).bind(0, **config).arguments.get("settings", {})
+        missing.new_fusion(missing.scenes(2, 0), 0, **ours)
 
 
 @pytest.mark.parametrize(("name", "condition"), DIFFERENT)
@@ -209,38 +212,93 @@ def test_captions_name_the_shape_and_tags_the_colour() -> None:
 
 
 @pytest.mark.parametrize(
-    ("condition", "weights"),
+    ("condition", "stages"),
     [
-        ("fusion", (0, 0, 0, 1)),
-        ("mean imputation", (0, 0, 0, 1)),
-        ("modality dropout", (0, 0, 0, 1)),
-        ("equal weights", (1, 1, 1, 1)),
-        ("each alone", (1, 1, 1, 0)),
+        ("fusion", [(0, 0, 0, 1)]),
+        ("mean imputation", [(0, 0, 0, 1)]),
+        ("modality dropout", [(0, 0, 0, 1)]),
+        ("picture first", [(1, 0, 0, 0), (0, 0, 0, 1)]),
+        ("words first", [(0, 1, 1, 0), (0, 0, 0, 1)]),
+        ("words late", [(0, 0, 0, 1)]),
+        ("equal weights", [(0.25, 0.25, 0.25, 0.25)]),
     ],
 )
-def test_heads_have_the_weights_of_the_condition(untrained, condition, weights) -> None:
-    method = missing.train(0, **missing.CONDITIONS[condition]).method
-    got = dict(zip(method.heads, method.weights.tolist(), strict=True))
-    largest = max(got.values())
-    expected = dict(zip((*missing.MODALITIES, "fusion"), weights, strict=True))
-    assert {name: weight / largest for name, weight in got.items()} == pytest.approx(expected)
+def test_heads_have_the_weights_of_the_condition(monkeypatch, condition, stages) -> None:
+    shrink(monkeypatch)
+    seen = []
+
+    def fitted(method, data, **how):
+        seen.append(tuple(method.weights.tolist()))
+        return fit(method, data, **how)
+
+    monkeypatch.setattr(missing, "fit", fitted)
+    method = missing.trained(0, **missing.CONDITIONS[condition])
+    assert seen == stages
     assert (method.dropout > 0) == (condition == "modality dropout")
     assert method.impute == ("mean" if condition == "mean imputation" else "zero")
+
+
+def test_the_fusion_begins_with_the_encoder_that_learned_first(monkeypatch) -> None:
+    shrink(monkeypatch)
+    begun = []
+
+    def fitted(method, data, **how):
+        begun.append({name: value.clone() for name, value in method.state_dict().items()})
+        return fit(method, data, **how)
+
+    monkeypatch.setattr(missing, "fit", fitted)
+    missing.train(0, first="image", epochs=1)
+    moved = {name for name in begun[0] if not torch.equal(begun[0][name], begun[1][name])}
+    assert {name.split(".")[1] for name in moved if "." in name} == {"image"}
+
+
+def test_words_say_nothing_in_the_first_steps() -> None:
+    data = missing.scenes(8, 0)
+    augment, batch = missing.wordless(2), data.batch(range(8))
+    for _ in range(2):
+        silent = augment(batch)
+        for m in missing.WORDS:
+            assert torch.equal(silent[m], batch[m][:1].expand_as(batch[m]))
+        assert torch.equal(silent["image"], batch["image"])
+    assert all(torch.equal(value, batch[m]) for m, value in augment(batch).items())
+
+
+def test_gradients_are_those_before_clipping(monkeypatch) -> None:
+    shrink(monkeypatch)
+    history = missing.train(0, epochs=1).history
+    parts = [history[f"gradient, {m}"] for m in missing.MODALITIES]
+    for whole, *of in zip(history["grad_norm"], *parts, strict=True):
+        assert 0 < math.hypot(*of) < whole  # the rest is the fusion's
+
+
+def test_tell_is_what_the_library_measures(monkeypatch) -> None:
+    shrink(monkeypatch)
+    trained = missing.train(0, impute="mean", epochs=1)
+    method, test, labels = trained.method, trained.test, trained.labels
+    found = missing_modality(
+        method, test, torch.arange(36), test, labels, missing.MODALITIES, classifier="own"
+    )
+    assert {s: trained.accuracy(s) for s in found.accuracy} == pytest.approx(found.accuracy)
+    measured = missing.measure(trained)
+    for present, close in partial_to_complete(method, test, missing.MODALITIES).items():
+        name = " + ".join(present)
+        assert measured[f"cosine, {name}"] == pytest.approx(close.same, abs=1e-5)
+        assert measured[f"cosine of others, {name}"] == pytest.approx(close.other, abs=1e-5)
 
 
 @pytest.mark.parametrize("condition", missing.CONDITIONS)
 def test_measures_of_the_missing_agree_with_each_other(runs, condition: str) -> None:
     measured = runs("missing", condition, 0)
-    whole = measured["accuracy, image + caption + tags"]
-    for name, rest in zip(
-        missing.MODALITIES, ("caption + tags", "image + tags", "image + caption"), strict=True
-    ):
-        assert measured[f"without {name} 0"] == pytest.approx(whole)
-        assert measured[f"without {name} 1"] == pytest.approx(measured[f"accuracy, {rest}"])
-        assert {f"{name} alone @{epoch}" for epoch in range(3)} < measured.keys()
-    weights = {
-        epoch: sum(v for k, v in measured.items() if k.startswith("weight") and k.endswith(epoch))
-        for epoch in ("@1", "@2")
-    }
-    expected = {"online": [1, 1], "offline": [0, 1]}.get(condition.split()[-1], [0, 0])
-    assert list(weights.values()) == pytest.approx(expected)
+    for name in ("image", "caption + tags"):
+        assert measured[f"accuracy, {name} @{EPOCHS}"] == measured[f"accuracy, {name}"]
+    for name in missing.MODALITIES:
+        assert {f"{name} alone @{epoch}" for epoch in range(EPOCHS + 1)} < measured.keys()
+        assert {f"gradient, {name} @{half}" for half in ("0.5", "1", "2")} < measured.keys()
+    weights = [value for name, value in measured.items() if name.startswith("weight")]
+    assert sum(weights) == pytest.approx(float(condition == "blending"))
+
+
+@pytest.mark.parametrize("wrong", [{"weights": "online"}, {"first": "tags"}])
+def test_an_unknown_training_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(MMCLError, match="must be 'fusion', 'equal' or 'blended'"):
+        missing.train(0, **wrong)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmcl_book.experiments import moco, small
+from mmcl_core import losses
 from mmcl_core.data.augment import crop
 from mmcl_core.errors import MMCLError
 from mmcl_core.methods import MoCo
@@ -67,6 +68,50 @@ def steps(method: MoCo, batches: list[dict[str, torch.Tensor]]) -> list[float]:
         method.after_step()
         told.append(loss.item())
     return told
+
+
+def test_negatives_of_both_views_by_a_loop() -> None:
+    """SimCLR's loss: of 2B views each has one partner, and all others are negatives."""
+    method = moco.new_in_batch(0, both_views=True, temperature=0.3)
+    batch = moco.two_crops({"image": pictures(4)})
+    views = torch.cat([method.query(batch[name]).detach() for name in ("image", "image_view")])
+    views, total = views.double(), 0.0
+    for i in range(8):
+        exps = [math.exp(float(views[i] @ views[j]) / 0.3) for j in range(8)]
+        total -= math.log(exps[(i + 4) % 8] / (sum(exps) - exps[i]))
+    assert method.loss(batch)["total"].item() == pytest.approx(total / 8, rel=1e-5)
+
+
+def test_fresh_keys_are_those_of_the_key_encoder_now(tiny) -> None:
+    """Queue of three batches, made anew every two steps; the pictures are not mixed up."""
+    method = moco.new_fresh(0, queue=12, momentum=0.5, every=2)
+    batches = [moco.two_crops({"image": pictures(4, seed)}) for seed in range(6)]
+    for step, batch in enumerate(batches):
+        before = method.queue.keys.clone()
+        loss = method.loss(batch)["total"].item()
+        keys = method.queue.keys
+        if step % 2 == 0 and step:
+            held = [one["image_view"] for one in batches[max(step - 3, 0) : step]]
+            expected = method.key(torch.cat(held))
+            places = (int(method.queue.pointer) - len(expected) + torch.arange(len(expected))) % 12
+            torch.testing.assert_close(keys[places], expected)
+            assert not torch.equal(keys, before)
+        else:
+            assert torch.equal(keys, before)
+        again = losses.queue_info_nce(
+            method.query(batch["image"]), method.key(batch["image_view"]), keys, method.temperature
+        )
+        assert loss == pytest.approx(again.item(), rel=1e-5)
+        optimise(method, batch)
+
+
+def optimise(method: MoCo, batch: dict[str, torch.Tensor]) -> None:
+    """A step of gradient descent by the last loss of a batch."""
+    method.loss(batch)["total"].backward()
+    for weight in method.query.parameters():
+        weight.data -= 0.1 * weight.grad
+        weight.grad = None
+    method.after_step()
 
 
 def test_watching_changes_nothing_and_sees_the_keys(tiny) -> None:
@@ -141,47 +186,74 @@ def test_measuring_keeps_the_random_state(tiny) -> None:
 
 
 def test_keys_that_never_move_do_not_drift(tiny) -> None:
-    measured = moco.run(0, momentum=1)
-    for mark in moco.MARKS:
-        for age in moco.AGES:
-            assert measured[f"drift @{mark}, {age}"] == 0
-            assert measured[f"found @{mark}, {age}"] == 1
-        assert 0 < measured[f"spread @{mark}"] < 1
+    measured = moco.run(0, momentum=1, queue=8)
+    for age in moco.AGES:
+        assert measured[f"drift {age}"] == 0
+        assert measured[f"found {age}"] == 1
+    assert 0 < measured["spread"] < 1
 
 
 def test_what_is_measured_without_a_queue_and_without_a_training(tiny) -> None:
-    queue, batch, none = (set(moco.run(0, training=of)) for of in ("queue", "batch", "none"))
-    assert batch - none == {"loss"}
-    ages = len(moco.MARKS) * (2 * len(moco.AGES) + 1)
+    queue, batch, none = (
+        set(moco.run(0, training=of, queue=8)) for of in ("queue", "batch", "none")
+    )
+    assert batch - none == {f"recall @{epoch}" for epoch in range(moco.EPOCHS + 1)}
     assert none < batch < queue
-    assert len(queue - batch) == ages
+    assert len(queue - batch) == 2 * len(moco.AGES) + 1
     first = moco.new_moco(5, set()).query.state_dict()
     trained = moco.train(5, training="none").method.query.state_dict()
     assert all(torch.equal(first[name], trained[name]) for name in first)
+
+
+def test_trials_are_measured_on_other_scenes(tiny) -> None:
+    one, two = (
+        moco.run(0, training="batch", asked=seed)
+        for seed in (small.TEST_SEED, small.VALIDATION_SEED)
+    )
+    assert one["alignment"] != two["alignment"]
+    assert one["size"] != two["size"]  # those of the probe, too
 
 
 @pytest.mark.parametrize("condition", moco.CONDITIONS)
 def test_each_condition_is_what_its_name_says(tiny, monkeypatch, condition: str) -> None:
     seen: list[dict] = []
     monkeypatch.setattr(moco, "fit", lambda method, data, **how: seen.append(how))
-    method = moco.train(0, **moco.CONDITIONS[condition]).method
+    config = moco.CONDITIONS[condition]
+    method = moco.train(0, **config).method
     assert bool(seen) == (condition != "untrained")
-    if condition == "in the batch":
+    if condition == "untrained":
+        return
+    assert seen[0]["augment"] is moco.two_crops
+    assert seen[0]["lr"] == config["lr"]
+    assert seen[0]["epochs"] == (4 if "4 epochs" in condition else moco.EPOCHS)
+    if "in the batch" in condition:
         assert isinstance(method, moco.InBatch)
-    elif condition != "untrained":
+        assert method.both_views == ("both views" in condition)
+        return
+    assert isinstance(method, moco.FreshKeys if "fresh" in condition else moco.Watched)
+    assert method.queue.keys.shape[1] == small.DIM
+    method.queue.check(moco.BATCH)
+    if " keys, " in condition:
         keys, momentum = condition.split(" keys, ")
         assert (len(method.queue.keys), method.key.momentum) == (int(keys), float(momentum))
-        assert seen[0]["augment"] is moco.two_crops
-        assert method.queue.keys.shape[1] == small.DIM
-        method.queue.check(moco.BATCH)
+        assert moco.name_of(int(keys), float(momentum)) == condition
+
+
+def test_the_chosen_queue_is_in_the_grid() -> None:
+    chosen = moco.CONDITIONS["a queue"]
+    assert moco.name_of(moco.QUEUE, moco.MOMENTUM) == "a queue"
+    grid = {moco.name_of(k, m) for m, lengths in moco.GRID.items() for k in lengths}
+    assert grid <= moco.CONDITIONS.keys()
+    for name in grid:
+        assert moco.CONDITIONS[name]["lr"] == chosen["lr"]
+        assert moco.CONDITIONS[name]["temperature"] == chosen["temperature"]
 
 
 def test_unknown_trainings_are_named() -> None:
-    with pytest.raises(MMCLError, match="'queue', 'batch' or 'none'; got 'label'"):
+    with pytest.raises(MMCLError, match="'both views' or 'none'; got 'label'"):
         moco.train(0, training="label")
 
 
-def test_keys_are_watched_at_the_marks_and_before() -> None:
-    count = moco.EPOCHS * (small.PAIRS // moco.BATCH)
-    for share in moco.MARKS.values():
-        assert round(share * count) >= max(moco.AGES)  # no age is cut off
+def test_keys_are_watched_at_the_end_and_before() -> None:
+    assert max(moco.AGES) <= moco.EPOCHS * (small.PAIRS // moco.BATCH)  # no age is cut off
+    assert max(moco.AGES) * moco.BATCH == max(moco.LENGTHS)  # the oldest key of the longest queue

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmcl_book import methods as of_the_book
 from mmcl_book.methods import FDTGMC, MMVAE, MVAE, CodeCLIP, MoCoCLIP
+from mmcl_book.methods.blending import GradientBlending
 from mmcl_book.methods.vae import PictureDecoder, WordsDecoder
 from mmcl_core import methods as of_the_library
 from mmcl_core.batches import Batch
@@ -24,7 +25,6 @@ from mmcl_core.encoders import CaptionEncoder, Encoded, ImageEncoder, Projection
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.grounding import FDTGrounding
 from mmcl_core.methods import CLIP, FDT, GMC, MCT, LateFusion, Method, MoCo
-from mmcl_core.methods.blending import GradientBlending
 from mmcl_core.methods.fdt import Cooling
 from mmcl_core.methods.moco import KeyQueue, MomentumCopy
 from mmcl_core.training import fit

@@ -1,9 +1,13 @@
 """Settings that are chosen apart, margins that are set beforehand, and what then holds."""
 
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mmcl_book import __main__ as program
 from mmcl_book.experiments.protocol import Better, Trials
 from mmcl_book.records import Record, RecordError, compare
 from mmcl_book.records.comparing import chosen, margin
@@ -48,17 +52,19 @@ def test_the_best_rival_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("new", "old", "by", "holds"),
+    ("new", "old", "by", "verdict"),
     [
-        ([0.80, 0.81, 0.82], [0.70, 0.71, 0.72], 0.05, True),
-        ([0.80, 0.81, 0.82], [0.70, 0.71, 0.72], 0.11, False),  # the margin is not kept
-        ([0.30, 0.50, 0.70], [0.24, 0.44, 0.64], 0.05, False),  # the intervals meet
-        ([0.70, 0.71, 0.72], [0.80, 0.81, 0.82], 0.00, False),
-        ([0.50, 0.90, 0.70], [0.40, 0.41, 0.42], 0.25, False),  # wide
+        ([0.80, 0.81, 0.82], [0.70, 0.71, 0.72], 0.05, "holds"),
+        ([0.80, 0.81, 0.82], [0.70, 0.71, 0.72], 0.11, "better, but by less"),
+        ([0.30, 0.50, 0.70], [0.24, 0.44, 0.64], 0.05, "not shown"),  # the intervals meet
+        ([0.70, 0.71, 0.72], [0.80, 0.81, 0.82], 0.00, "not shown"),
+        ([0.50, 0.90, 0.70], [0.40, 0.41, 0.42], 0.25, "not shown"),  # wide
     ],
 )
-def test_when_a_claim_holds(new, old, by, holds) -> None:
-    assert compare(record_of(new=new, old=old), better("old", by=by)).holds == holds
+def test_when_a_claim_holds(new, old, by, verdict) -> None:
+    found = compare(record_of(new=new, old=old), better("old", by=by))
+    assert found.verdict == verdict
+    assert found.holds == (verdict == "holds")
 
 
 def trials(**accuracy: list[float]) -> Record:
@@ -89,6 +95,29 @@ def test_no_claim_without_a_lead_or_a_rival_in_the_trials() -> None:
         margin(better("old"), {"new": "a", "old": "a"}, record)
     with pytest.raises(RecordError, match=r"\['other'\] were not in the trials"):
         margin(better("other"), {"new": "a", "old": "a"}, record)
+
+
+def test_the_command_prints_each_claim_and_fails_where_one_does_not_hold(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    record = record_of(new=[0.80, 0.81, 0.82], old=[0.70, 0.71, 0.72])
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records/fake.json").write_text(json.dumps(asdict(record)))
+    monkeypatch.chdir(tmp_path)
+    modules = {"fake": SimpleNamespace(BETTER=(better("old"),)), "other": SimpleNamespace()}
+    monkeypatch.setattr(program, "experiment", modules.__getitem__)
+    monkeypatch.setattr(program, "EXPERIMENTS", tuple(modules))
+    assert program.main(["claims"]) == 0
+    printed = capsys.readouterr().out
+    assert "new is better" in printed
+    assert "claimed ≥ 0.05" in printed
+    assert "other" not in printed
+    modules["fake"].BETTER = (better("old", by=0.2),)
+    assert program.main(["claims", "fake"]) == 1
+    assert "better, but by less" in capsys.readouterr().out
+    (tmp_path / "records/fake.json").write_text("{}")
+    assert program.main(["claims"]) == 2
+    assert "expected the record of an experiment" in capsys.readouterr().err
 
 
 # --- of the book ----------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def names_reached(experiment: str) -> dict[str, set[str]]:
 
 def test_the_fingerprint_knows_the_real_library() -> None:
     mct = names_reached("mct")
-    assert {"run", "train", "measure"} <= mct["mmcl_book/experiments/mct.py"]
+    assert {"run", "train", "Measures"} <= mct["mmcl_book/experiments/mct.py"]
     assert "MCT" in mct["mmcl_core/methods/mct.py"]
     assert "fit" in mct["mmcl_core/training.py"]
     assert "ShapesCaptions" in mct["mmcl_core/data/shapes.py"]

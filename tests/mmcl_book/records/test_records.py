@@ -508,7 +508,7 @@ def test_a_record_has_the_commit_of_its_code(fake, tmp_path, monkeypatch) -> Non
 def test_experiments_are_found_and_imported_one_by_one() -> None:
     """To run one, the others are not loaded."""
     assert set(recording.EXPERIMENTS) >= {"gap", "missing", "fdt", "scaling"}
-    assert not {"small", "scaling_worker", "handwriting"} & set(recording.EXPERIMENTS)
+    assert not {"small", "scaling_worker", "parts"} & set(recording.EXPERIMENTS)
     for name in recording.EXPERIMENTS:
         module = recording.experiment(name)
         assert module.CONDITIONS

@@ -164,12 +164,12 @@ def test_the_functions_say_what_they_need(runs, photos, tmp_path) -> None:
     with pytest.raises(DataError, match="at most 62 words, got 70"):
         cli.embed_words(loaded, "red " * 70)
     # Bug-report 23's kind: no count that is silently taken for another one.
-    with pytest.raises(MMCLError, match="batch_size: expected at least 1, got 0"):
+    with pytest.raises(MMCLError, match="batch_size must be a whole number, at least 1; got 0"):
         cli.embed_folder(loaded, PictureFolder(photos, size=24), batch_size=0)
     index = cli.embed_folder(loaded, PictureFolder(photos, size=24))[0]
     assert len(cli.nearest(index, index.embeddings[0], np.int64(3))) == 3
     for top in (0, -1):
-        with pytest.raises(MMCLError, match=f"top: expected at least 1, got {top}"):
+        with pytest.raises(MMCLError, match=f"top must be a whole number, at least 1; got {top}"):
             cli.nearest(index, index.embeddings[0], top)
     shutil.copytree(runs["clip"], tmp_path / "run")
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"cut")

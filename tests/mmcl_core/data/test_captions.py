@@ -283,12 +283,21 @@ def test_what_is_wrong_outside_the_split_does_not_matter(flickr):
 
 def test_a_split_list_naming_pictures_twice_or_without_captions(flickr):
     (flickr / "Flickr_8k.devImages.txt").write_text("gray.jpg\nother.jpg\n\ngray.jpg\n")
-    with pytest.raises(DataError, match="2 rows cannot be used") as caught:
+    for on_error in ("few", "raise", "skip"):
+        with pytest.warns(UserWarning, match="1 row to know of: .* `notes` lists all") as warned:
+            data = CaptionFolder(flickr, split="dev", on_error=on_error)
+        assert warned[0].filename == __file__
+        assert [path.name for path in data.paths] == ["gray.jpg"]
+        assert data.skipped == []
+        assert data.notes == [
+            "Flickr_8k.devImages.txt, line 2: other.jpg has no row in captions.txt"
+        ]
+    (flickr / "Flickr_8k.devImages.txt").write_text("other.jpg\n")
+    with (
+        pytest.warns(UserWarning, match="1 row to know of"),
+        pytest.raises(DataError, match="got no usable row"),
+    ):
         CaptionFolder(flickr, split="dev")
-    assert "Flickr_8k.devImages.txt, line 2: other.jpg has no row" in str(caught.value)
-    assert "Flickr_8k.devImages.txt, line 4: gray.jpg stands there twice" in str(caught.value)
-    with pytest.warns(UserWarning, match="2 rows"):
-        assert len(CaptionFolder(flickr, split="dev", on_error="skip")) == 1
 
 
 def test_coco_splits(tmp_path):
@@ -316,7 +325,9 @@ def test_coco_splits(tmp_path):
 
 
 def test_a_folder_of_another_kind(tmp_path):
-    looked_for = r"captions\.txt, results\.csv, .*annotations/captions_\*\.json, got "
+    looked_for = (
+        r"captions\.txt, captions\.csv, results\.csv, .*annotations/captions_\*\.json, got "
+    )
     with pytest.raises(DataError, match=looked_for + "none of them"):
         CaptionFolder(tmp_path)
     with pytest.raises(DataError, match=looked_for + "no such folder"):
@@ -519,11 +530,12 @@ def test_nothing_left_is_an_error(flickr):
 
 
 def test_duplicates_are_kept(flickr):
-    write_csv(flickr, [*ROWS, ("gray.jpg", "b")])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    write_csv(flickr, [*ROWS, ("gray.jpg", "b"), ("tall.jpg", "One .")])
+    with pytest.warns(UserWarning, match="2 rows to know of") as warned:
         data = CaptionFolder(flickr)
+    assert len(warned) == 1
     assert data.captions(3) == ["a", "b", "c", "b"]
+    assert data.notes[0].endswith("line 14: gray.jpg has the same caption as in line 12, 'b'")
     # The same words for another picture are no duplicate.
     write_csv(flickr, [*ROWS, ("red.jpg", "b")])
     assert len(CaptionFolder(flickr, keep_duplicates=False).captions(0)) == 4
@@ -586,15 +598,98 @@ def test_skip_without_anything_bad_is_quiet(layout):
 # -- tables as they are published (B10) -------------------------------------------------------
 
 
-def test_flickr8k_as_it_is_published(flickr):
-    """With the same caption twice, as in ten pictures of it; and a header that pandas wrote."""
-    path = flickr / "captions.txt"
-    write_csv(flickr, [*ROWS, ("gray.jpg", "b")])
+EIGHT = 1000  # pictures of a small Flickr8k, five captions each
+
+
+def write_names(root, names):
+    root.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (root / name).touch()  # not opened until it is asked for
+
+
+def write_flickr8k(root, texts=""):
+    """The authors' two archives: the file names, line ends and flaws are theirs.
+
+    The rows of one name with ".1" at its end have no picture; two people wrote the same words; and
+    a list names a picture that has no captions.
+    """
+    names = [f"{1000268201 + i}_693b08cb0e.jpg" for i in range(EIGHT)]
+    write_names(root / "Flicker8k_Dataset", names)
+    place = root / texts
+    place.mkdir(exist_ok=True)
+    rows = [f'{name}#{k}\tA dog {k} runs , and "barks" .\n' for name in names for k in range(5)]
+    rows[7] = rows[5].replace("#0", "#2")  # of the second picture
+    flaw = [f"2258277193_586949ec62.jpg.1#{k}\tPeople on a street .\n" for k in range(5)]
+    (place / "Flickr8k.token.txt").write_text("".join([*rows[:99], *flaw, *rows[99:]]))
+    lists = {"train": names[:800], "dev": names[800:900], "test": [*names[900:], "9000.jpg"]}
+    for split, of in lists.items():
+        (place / f"Flickr_8k.{split}Images.txt").write_text("".join(f"{name}\n" for name in of))
+    return names
+
+
+@pytest.mark.parametrize("texts", ["", "Flickr8k_text"])
+def test_flickr8k_as_its_authors_publish_it(tmp_path, texts):
+    names = write_flickr8k(tmp_path, texts)
+    with pytest.warns(UserWarning, match="rows? ") as warned:
+        data = CaptionFolder(tmp_path)
+    assert [path.name for path in data.paths] == names
+    assert data.captions(1)[2] == data.captions(1)[0] == 'A dog 0 runs , and "barks" .'
+    assert [str(w.message).partition(":")[0] for w in warned] == [
+        "CaptionFolder left rows out", "CaptionFolder",
+    ]  # fmt: skip
+    assert len(data.skipped) == 5
+    assert "there is no picture 2258277193_586949ec62.jpg.1 in Flicker8k_D" in data.skipped[0]
+    with pytest.raises(DataError, match=r"^5 rows cannot be used: "):
+        CaptionFolder(tmp_path, on_error="raise")
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert CaptionFolder(flickr).captions(3) == ["a", "b", "c", "b"]
-        path.write_text(path.read_text().replace("image,caption", '"image","caption"', 1))
-        assert len(CaptionFolder(flickr)) == 4
+        assert len(CaptionFolder(tmp_path, split="dev")) == 100
+    with pytest.warns(UserWarning, match=r"1 row to know of: Flickr_8k\.testImages\.txt, line 101"):
+        assert len(CaptionFolder(tmp_path, split="test")) == 100
+
+
+@pytest.mark.parametrize("name", ["captions.txt", "captions.csv"])
+@pytest.mark.parametrize("header", ["image,caption", '"image","caption"'])
+def test_flickr8k_as_it_is_found_today(tmp_path, name, header):
+    """One table; captions with commas or quotes stand in quotes, and these are doubled."""
+    draw(tmp_path / "Images")
+    (tmp_path / name).write_text(
+        header + "\n"
+        "gray.jpg,A child in a pink dress is climbing up a set of stairs in an entry way .\n"
+        'gray.jpg,"A dog , a red ball , and a ""no dogs"" sign ."\n'
+        "gray.jpg,A dog shakes .\ngray.jpg,A dog shakes .\n"
+    )
+    with pytest.warns(UserWarning, match="1 row to know of"):
+        data = CaptionFolder(tmp_path)
+    assert data.captions(0)[1:3] == [
+        'A dog , a red ball , and a "no dogs" sign .',
+        "A dog shakes .",
+    ]
+    assert len(data.captions(0)) == 4
+
+
+def test_a_row_that_stands_twice_is_two_captions(tmp_path):
+    draw(tmp_path / "Flicker8k_Dataset")
+    write_tokens(tmp_path, ROWS)
+    path = tmp_path / "Flickr8k.token.txt"
+    path.write_text(path.read_text(encoding="utf-8") + "gray.jpg#2\tc\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match="1 row to know of"):
+        assert CaptionFolder(tmp_path).captions(3) == ["a", "b", "c", "c"]
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_few_bad_rows_are_left_out_and_more_are_not(tmp_path, bad):
+    """One in a thousand."""
+    write_names(tmp_path / "Images", [f"{i}.jpg" for i in range(1500)])
+    rows = [(f"{i}.jpg", "a dog") for i in range(1500)]
+    write_csv(tmp_path, [*rows, *(("gone.jpg", "a dog") for _ in range(bad))])
+    if bad == 1:
+        with pytest.warns(UserWarning, match=r"left rows out: 1 row cannot be used: .*gone\.jpg"):
+            assert len(CaptionFolder(tmp_path)) == 1500
+    else:
+        with pytest.raises(DataError, match="2 rows cannot be used"):
+            CaptionFolder(tmp_path)
 
 
 @pytest.mark.parametrize("comma", [",", ";", "\t"])
@@ -607,24 +702,50 @@ def test_any_table_that_quotes_all(flickr, comma):
     assert [data.captions(i) for i in range(4)] == list(CAPTIONS.values())
 
 
-def write_flickr30k(root):
-    lines = ["image_name| comment_number| comment"]
-    lines += [f"{name}| {i % 3}| {caption}" for i, (name, caption) in enumerate(ROWS)]
+# As the three places that have it write its header.
+HEADERS = (
+    "image_name| comment_number| comment",
+    "image_name | comment_number | comment",
+    '"image_name"|"comment_number"|"comment"',
+)
+
+
+def write_flickr30k(root, header=HEADERS[0], rows=ROWS):
+    lines = [header, *(f"{name}| {i % 5}| {caption}" for i, (name, caption) in enumerate(rows))]
     (root / "results.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def test_flickr30k_as_it_is_published(tmp_path):
+@pytest.mark.parametrize("header", HEADERS)
+def test_flickr30k_as_it_is_published(tmp_path, header):
     draw(tmp_path / "flickr30k_images")
-    write_flickr30k(tmp_path)
+    write_flickr30k(tmp_path, header)
     data = CaptionFolder(tmp_path, size=8)
     assert [data.captions(i) for i in range(4)] == list(CAPTIONS.values())
-    # The one row of it that lacks a sign.
+    # The one row of it that lacks a sign; here one in twelve.
     with open(tmp_path / "results.csv", "a") as file:
         file.write("gray.jpg| 4   A dog runs across the grass .\n")
     with pytest.raises(DataError, match=r"line 14: expected 3 fields, image_name and .* got 2"):
         CaptionFolder(tmp_path, size=8)
     with pytest.warns(UserWarning, match="1 row cannot be used"):
         assert len(CaptionFolder(tmp_path, size=8, on_error="skip")) == 4
+
+
+def test_flickr30k_loads_with_its_bad_row(tmp_path):
+    """Its pictures lie in a folder of the folder's own name, and its last column is the caption."""
+    root = tmp_path / "flickr30k_images"
+    names = [f"{1000092795 + i}.jpg" for i in range(400)]
+    write_names(root / "flickr30k_images", names)
+    rows = [
+        (name, f"Two young , White males are outside near {k} bushes .")
+        for name in names for k in range(5)
+    ]  # fmt: skip
+    write_flickr30k(root, rows=rows)
+    with open(root / "results.csv", "a") as file:
+        file.write(f"{names[-1]}| 4   A dog runs across the grass .\n")
+    with pytest.warns(UserWarning, match=r"results\.csv, line 2002: expected 3 fields"):
+        data = CaptionFolder(root)
+    assert len(data) == 400
+    assert data.captions(0)[4] == "Two young , White males are outside near 4 bushes ."
 
 
 def test_the_archive_of_flickr30k(tmp_path):
