@@ -12,9 +12,6 @@ is another picture, or another text, of the same sample.
                                        "caption_view" stand for, where their ids do not tell it:
                                        words may be unknown, or cut off (`groups.text_codes`)
 ``"tags"``                             float `[B, T]`, multi-hot
-``"top"``, ``"bottom"``,               float `[B, 1, 4, 8]`, or `[B, 1, 8, 4]` for the last two, in
-``"left"``, ``"right"``                [0, 1]: halves of a digit (`Digits`)
-``"word"``                             int64 `[B, 3]`, ids of the word for a digit (`Digits`)
 ``"label"``                            int64 `[B]`, a class (`augment.with_labels`)
 ``"index"``                            int64 `[B]`, the number of each sample in the data set that
                                        was made or read; `subset` and `random_split` keep it
