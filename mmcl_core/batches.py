@@ -7,13 +7,11 @@ is another picture, or another text, of the same sample.
 ``"image"``, ``"image_view"``          float `[B, 3, H, W]` in [0, 1]; or features of pictures,
                                        float `[B, D]` or `[B, N, D]` (`FeatureCaptions`)
 ``"caption"``, ``"caption_view"``      int64 `[B, L]`, ids of words; 0 is padding, at the end
+``"caption_ko"``                       int64 `[B, L]`, the same in Korean (`Emoji`)
 ``"text"``, ``"text_view"``            int64 `[B]`, a code of the whole text that "caption" and
                                        "caption_view" stand for, where their ids do not tell it:
                                        words may be unknown, or cut off (`groups.text_codes`)
 ``"tags"``                             float `[B, T]`, multi-hot
-``"top"``, ``"bottom"``,               float `[B, 1, 4, 8]`, or `[B, 1, 8, 4]` for the last two, in
-``"left"``, ``"right"``                [0, 1]: halves of a digit (`Digits`)
-``"word"``                             int64 `[B, 3]`, ids of the word for a digit (`Digits`)
 ``"label"``                            int64 `[B]`, a class (`augment.with_labels`)
 ``"index"``                            int64 `[B]`, the number of each sample in the data set that
                                        was made or read; `subset` and `random_split` keep it
@@ -172,8 +170,8 @@ class BatchDataset(Dataset[Batch]):
         """
         rows = index(indices, len(self))
         batch = self._read(rows)
-        if "caption" in batch:
-            batch["caption"] = trimmed(batch["caption"])
+        for name in batch.keys() & {"caption", "caption_ko"}:
+            batch[name] = trimmed(batch[name])
         return {**batch, "index": self.rows[rows]}
 
     def __getitem__(self, i: SupportsIndex) -> Batch:

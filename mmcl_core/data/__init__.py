@@ -1,11 +1,9 @@
-"""Data: the shapes laboratory, handwritten digits, folders of captioned pictures, words to numbers,
-augmentation.
-"""
+"""Data: the shapes laboratory, emoji, folders of captioned pictures, words to numbers, augmentation."""
 
 from mmcl_core.data.captions import CaptionFolder
-from mmcl_core.data.digits import Digits
+from mmcl_core.data.emoji import Emoji
 from mmcl_core.data.pictures import PictureFolder
 from mmcl_core.data.shapes import ShapesCaptions
 from mmcl_core.data.tokenizer import WordTokenizer
 
-__all__ = ["CaptionFolder", "Digits", "PictureFolder", "ShapesCaptions", "WordTokenizer"]
+__all__ = ["CaptionFolder", "Emoji", "PictureFolder", "ShapesCaptions", "WordTokenizer"]

@@ -17,7 +17,8 @@ from torch.utils.data import Subset
 
 from mmcl_core.batches import Batch, index, require, trimmed
 from mmcl_core.data.groups import caption_codes, codes_of
-from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count
+from mmcl_core.data.pictures import over, premultiplied
+from mmcl_core.errors import DataError, MMCLError, ShapeError, check_count, check_number
 
 Augment = Callable[[Batch], Batch]
 
@@ -149,6 +150,65 @@ def crop(
     def apply(batch: Batch) -> Batch:
         image = _pictures(batch, "crop")
         return {**batch, **{name: one(image) for name in views}}
+
+    return apply
+
+
+def composite(
+    data: Any,
+    *,
+    views: Sequence[str] = ("image",),
+    shift: float = 0.08,
+    scale: tuple[float, float] = (0.8, 1.1),
+    angle: float = 15.0,
+    gain: float = 0.15,
+    ground: tuple[float, float] = (0.75, 1.0),
+) -> Augment:
+    """Clear pictures, moved a little, on a pale ground of random colour; each drawn by itself.
+
+    Nothing is mirrored: names say "left" and "right".
+
+    Args:
+        data: has `images` uint8 `[N, 4, H, W]`, RGBA, as `Emoji`; else as in `paraphrase`.
+        views: the keys to write, of the size of "image".
+        shift: greatest shift along each axis, of the side, in [0, 1].
+        scale: least and greatest scale, above 0.
+        angle: greatest turn to either side, in degrees, in [0, 180].
+        gain: greatest change of red, green and blue, each of its own value, in [0, 1].
+        ground: least and greatest red, green and blue of the ground, in [0, 1].
+
+    Raises:
+        MMCLError, MissingModalityError, ShapeError: as of `crop`; a batch needs "index", too.
+        DataError: the data has no such pictures; or a batch is of other data.
+    """
+    while isinstance(data, Subset):
+        data = data.dataset
+    images = getattr(data, "images", None)
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 4:
+        raise DataError(f"expected a data set with RGBA pictures, got {type(data).__name__}")
+    _check_views(views)
+    if not (0 < scale[0] <= scale[1] and 0 <= ground[0] <= ground[1] <= 1):
+        raise MMCLError(f"expected least <= greatest, got scale={scale} and ground={ground}")
+    shift, gain = check_number("shift", shift, "[0, 1]"), check_number("gain", gain, "[0, 1]")
+    find, angle = finder(data), check_number("angle", angle, "[0, 180]") * torch.pi / 180
+
+    def one(pixels: Tensor, size: int) -> Tensor:
+        def draw(least: float, greatest: float, *shape: int) -> Tensor:
+            return torch.empty(len(pixels), *shape).uniform_(least, greatest)
+
+        turn, side = draw(-angle, angle), draw(*scale, 1, 1)  # grids tell where a pixel comes from
+        matrix = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], 1).view(-1, 2, 2)
+        matrix = torch.cat([matrix / side, draw(-2 * shift, 2 * shift, 2, 1)], 2)
+        grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
+        moved = F.grid_sample(pixels, grid, align_corners=False)
+        moved[:, :3] *= 1 + draw(-gain, gain, 3, 1, 1)
+        return over(moved, draw(*ground, 3, 1, 1), size)
+
+    def apply(batch: Batch) -> Batch:
+        image = _pictures(batch, "composite")
+        require(batch, "composite needs", "image", "index")
+        pixels = premultiplied(images[find(batch)])
+        return {**batch, **{name: one(pixels, image.shape[-1]).to(image) for name in views}}
 
     return apply
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -125,6 +126,21 @@ def as_images(pictures: Sequence[np.ndarray], size: int) -> Tensor:
     """Decoded pictures, uint8 `[size, size, 3]` each, as float32 `[B, 3, size, size]` in [0, 1]."""
     pixels = np.stack(pictures) if pictures else np.empty((0, size, size, 3), dtype=np.uint8)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)
+
+
+def premultiplied(images: Tensor) -> Tensor:
+    """RGBA, uint8 `[B, 4, H, W]`, as float32 in [0, 1], the colours multiplied by the alpha."""
+    pixels = images.float().div_(255)
+    pixels[:, :3] *= pixels[:, 3:]
+    return pixels
+
+
+def over(pixels: Tensor, ground: Tensor, size: int) -> Tensor:
+    """`premultiplied` pixels over a ground `[..., 3, 1, 1]`: float `[B, 3, size, size]`."""
+    image = pixels[:, :3] + (1 - pixels[:, 3:]) * ground
+    if image.shape[-1] != size:
+        image = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
+    return image.clamp_(0, 1)
 
 
 def in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> list[_Out]:

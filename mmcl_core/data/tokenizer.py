@@ -1,4 +1,4 @@
-"""Words to numbers: a plain word-level tokenizer.
+"""Words to numbers: a plain word-level tokenizer, and one by characters for Korean.
 
 The book uses words and not sub-words on purpose: a reader can see which word a token is, and the
 laboratory's vocabulary is small and closed.
@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -25,7 +26,6 @@ SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
 # A word: letters and digits of any script, and apostrophes inside ("dog's"). All else separates.
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-_FILE_FORMAT = "mmcl_core.WordTokenizer.1"
 
 
 def split_words(text: str) -> list[str]:
@@ -61,6 +61,10 @@ class WordTokenizer:
         MMCLError: `max_length` is below 3.
     """
 
+    _split = staticmethod(split_words)
+    _joint, _format = " ", "mmcl_core.WordTokenizer.1"
+    _inner: tuple[str, ...] = ()  # words that no text consists of alone
+
     def __init__(self, words: Sequence[str], *, max_length: int = 64) -> None:
         if isinstance(words, str):
             raise DataError(f"words: expected a list of words, got one string {_shorten(words)!r}")
@@ -68,10 +72,10 @@ class WordTokenizer:
         for word in words:
             if word in SPECIALS:
                 raise DataError(f"words: {word!r} is a special token and is added by itself")
-            if split_words(word) != [word]:
+            if self._split(word) != [word] and word not in self._inner:
                 raise DataError(
                     f"words: expected single lower-case words, got {word!r}, which is split into "
-                    f"{split_words(word)}; pass those"
+                    f"{self._split(word)}; pass those"
                 )
         self._words = tuple(words)
         self._ids = {word: i for i, word in enumerate(self._words, start=len(SPECIALS))}
@@ -87,7 +91,7 @@ class WordTokenizer:
         min_count: int = 1,
         max_words: int | None = None,
         max_length: int = 64,
-    ) -> WordTokenizer:
+    ) -> Self:
         """Takes the vocabulary from texts: words by falling count, ties by alphabet.
 
         Args:
@@ -107,7 +111,7 @@ class WordTokenizer:
             max_words = check_count("max_words", max_words)
         counts: Counter[str] = Counter()
         for text in texts:
-            counts.update(split_words(text))
+            counts.update(cls._split(text))
         kept = [word for word, count in counts.items() if count >= min_count]
         if not kept:
             raise DataError(
@@ -129,7 +133,7 @@ class WordTokenizer:
         return len(SPECIALS) + len(self._words)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, WordTokenizer):
+        if not isinstance(other, WordTokenizer) or type(other) is not type(self):
             return NotImplemented
         return self._words == other._words and self.max_length == other.max_length
 
@@ -137,7 +141,7 @@ class WordTokenizer:
         return hash((self._words, self.max_length))
 
     def __repr__(self) -> str:
-        return f"WordTokenizer({len(self._words)} words, max_length={self.max_length})"
+        return f"{type(self).__name__}({len(self._words)} words, max_length={self.max_length})"
 
     def encode(self, text: str, *, truncate: bool = False) -> list[int]:
         """Turns a text into ids, with ``<start>`` before and ``<end>`` after.
@@ -152,7 +156,7 @@ class WordTokenizer:
         Raises:
             DataError: the text is too long, and `truncate` is False.
         """
-        ids = [START, *(self._ids.get(word, UNK) for word in split_words(text)), END]
+        ids = [START, *(self._ids.get(word, UNK) for word in self._split(text)), END]
         if len(ids) > self.max_length:
             if not truncate:
                 raise DataError(
@@ -195,15 +199,15 @@ class WordTokenizer:
                 words.append(self._words[i - len(SPECIALS)])
             elif i == UNK:
                 words.append(SPECIALS[UNK])
-        return " ".join(words)
+        return self._joint.join(words)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the tokenizer as JSON, whole or not at all; makes a missing folder."""
-        content = {"format": _FILE_FORMAT, "max_length": self.max_length, "words": self._words}
+        content = {"format": self._format, "max_length": self.max_length, "words": self._words}
         write_whole(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> WordTokenizer:
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Reads what `save` wrote.
 
         Raises:
@@ -220,8 +224,8 @@ class WordTokenizer:
                 f"{path}, line {error.lineno}: expected a tokenizer as JSON, got {error.msg}; "
                 "the file may be cut short: save it again"
             ) from error
-        if not isinstance(content, dict) or content.get("format") != _FILE_FORMAT:
-            raise DataError(f"{path}: expected JSON with format {_FILE_FORMAT!r}, got another file")
+        if not isinstance(content, dict) or content.get("format") != cls._format:
+            raise DataError(f"{path}: expected JSON with format {cls._format!r}, got another file")
         words, max_length = content.get("words"), content.get("max_length", 0)
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{path}: expected 'words' to be a list of strings")
@@ -229,6 +233,17 @@ class WordTokenizer:
             return cls(words, max_length=max_length)
         except MMCLError as error:
             raise DataError(f"{path}: {error}") from error
+
+
+class CharTokenizer(WordTokenizer):
+    """A `WordTokenizer` whose "words" are characters, those of `split_words` and blanks.
+
+    For Korean, where a word carries its particle: "얼굴", "얼굴을", "얼굴로" are three words, each
+    met once or twice, of the same syllables. A syllable is one character, however it was typed.
+    """
+
+    _split = staticmethod(lambda text: list(" ".join(split_words(text))))
+    _joint, _format, _inner = "", "mmcl_core.CharTokenizer.1", (" ", "'")
 
 
 def pad(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -144,7 +144,7 @@ mmcl_core.sparsemax: sparsemax
 mmcl_core.encoders: Encoded ImageEncoder CaptionEncoder TagEncoder ProjectionHead
 mmcl_core.methods: CLIP MoCo MCT FDT GMC LateFusion
 mmcl_core.methods.fdt: FDTGrounding
-mmcl_core.data: ShapesCaptions Digits CaptionFolder WordTokenizer
+mmcl_core.data: ShapesCaptions Emoji CaptionFolder WordTokenizer
 mmcl_core.training: fit History save_checkpoint load_checkpoint
 mmcl_core.evaluation: recall_at_k modality_gap alignment uniformity linear_probe zero_shot
 mmcl_core.evaluation: missing_modality pointing_game

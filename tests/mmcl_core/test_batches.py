@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, random_
 
 from mmcl_book.experiments.drawn_folder import draw_folder
 from mmcl_core.batches import Batched, index, row_of, trimmed
-from mmcl_core.data import CaptionFolder, Digits, PictureFolder, ShapesCaptions
+from mmcl_core.data import CaptionFolder, Emoji, PictureFolder, ShapesCaptions
 from mmcl_core.data.augment import compose, finder, paraphrase, with_labels
 from mmcl_core.data.tokenizer import UNK
 from mmcl_core.encoders import CaptionEncoder, ImageEncoder
@@ -33,14 +33,14 @@ def every(tmp_path_factory) -> dict[str, Dataset]:
     return {
         "shapes": ShapesCaptions(N, size=24),
         "no tags": ShapesCaptions(N, size=24, tags=()),
-        "digits": Digits("test").subset(range(N)),
+        "emoji": Emoji("test", language="both", size=8).subset(range(N)),
         "folder": folder,
         "pictures": PictureFolder(root, size=8),
         "features": FeatureCaptions(folder, np.random.default_rng(0).random((N, 5), np.float32)),
     }
 
 
-NAMES = ["shapes", "no tags", "digits", "folder", "pictures", "features"]
+NAMES = ["shapes", "no tags", "emoji", "folder", "pictures", "features"]
 
 
 def mask_of(rows: list[int]) -> Tensor:
@@ -172,6 +172,8 @@ def as_batch(data, rows: Tensor) -> dict[str, Tensor]:
     batch = data.batch(at)
     if "caption" in batch:
         batch["caption"] = data.sentences[at, 0]
+    if "caption_ko" in batch:
+        batch["caption_ko"] = data.korean[at]
     return batch
 
 
@@ -347,13 +349,13 @@ def test_labels_are_those_of_the_sample() -> None:
     ]:
         batch = with_labels(told, of)(Batched(part).batch(range(len(part))))
         assert torch.equal(batch["label"], batch["index"] + 100)
-    train, test = Digits("train"), Digits("test")
-    assert torch.equal(
-        with_labels(train, train.labels)(train.batch([5, 1]))["label"], train.labels[[5, 1]]
-    )
+    train, test = Emoji("train", size=8), Emoji("test", size=8)
+    numbers = torch.arange(len(train)) + 7
+    told = with_labels(train, numbers)(train.batch([5, 1]))["label"]
+    assert torch.equal(told, numbers[[5, 1]])
     for told, of, batch in [
         (half, labels[20:], data.batch([0])),
-        (train, train.labels, test.batch(range(20))),
+        (train, numbers, test.batch(range(20))),
     ]:
         with pytest.raises(DataError, match="no sample with the index"):
             with_labels(told, of)(batch)

@@ -44,9 +44,16 @@ def test_every_file_of_both_packages_is_installed(installed: Path) -> None:
     assert others <= {*PACKAGES, "bin", "__pycache__"}
 
 
+def test_the_licences_of_the_data_are_installed(installed: Path) -> None:
+    notice = next(installed.glob("*.dist-info/licenses/NOTICE"))
+    assert notice.read_bytes() == (ROOT / "NOTICE").read_bytes()
+
+
 def test_it_works_from_there(installed: Path, tmp_path: Path) -> None:
     code = (
         "import mmcl_core.cli, mmcl_core.training, mmcl_book.figures, mmcl_book.widgets\n"
+        "from mmcl_core.data import Emoji\n"
+        "assert len(Emoji('all')) == 6334\n"
         "print(mmcl_core.__file__, mmcl_book.__file__, sep='\\n')"
     )
     done = subprocess.run(

@@ -3,13 +3,14 @@
 import json
 import os
 import pickle
+import unicodedata
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmcl_core.data.tokenizer import PAD, SPECIALS, WordTokenizer, split_words
+from mmcl_core.data.tokenizer import PAD, SPECIALS, CharTokenizer, WordTokenizer, split_words
 from mmcl_core.errors import DataError, MMCLError, ShapeError
 
 TEXTS = ["A red circle.", "A blue square, a red ring!"]
@@ -190,3 +191,55 @@ def test_load_rejects_malformed_files(tmp_path, content, message):
 def test_load_of_a_missing_file(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         WordTokenizer.load(tmp_path / "none.json")
+
+
+# --- by characters ------------------------------------------------------------------------------
+
+
+def test_characters_are_those_of_the_words_and_blanks():
+    tokenizer = CharTokenizer(["얼", "굴", " ", "웃"])
+    assert tokenizer.encode("웃 얼굴!") == [1, 7, 6, 4, 5, 2]
+    assert tokenizer.encode("  얼굴 ") == tokenizer.encode("얼굴")
+    assert tokenizer.encode("눈") == [1, 3, 2]
+    assert tokenizer.decode(tokenizer.encode("웃 눈")) == "웃 <unk>"
+    assert tokenizer.decode(tokenizer.encode_batch(["얼굴", "웃"])[1]) == "웃"
+    assert len(tokenizer) == 8
+    assert repr(tokenizer) == "CharTokenizer(4 words, max_length=64)"
+
+
+def test_a_syllable_is_one_character_however_it_was_typed():
+    parts = unicodedata.normalize("NFD", "빨간색 하트")
+    assert len(parts) > len("빨간색 하트")
+    tokenizer = CharTokenizer.fit([parts])
+    assert sorted(tokenizer.words) == sorted("빨간색 하트")
+    assert tokenizer.encode(parts) == tokenizer.encode("빨간색 하트")
+    assert tokenizer.decode(tokenizer.encode(parts)) == "빨간색 하트"
+    assert tokenizer.encode(unicodedata.normalize("NFKD", "하트")) == tokenizer.encode("하트")
+
+
+@given(st.lists(st.text(), min_size=1).filter(lambda texts: any(map(split_words, texts))))
+def test_decode_undoes_encode_by_characters(texts):
+    tokenizer = CharTokenizer.fit(texts, max_length=10_000)
+    assert CharTokenizer(tokenizer.words, max_length=10_000) == tokenizer
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == " ".join(split_words(text))
+        assert tokenizer.encode(tokenizer.decode(ids)) == ids
+
+
+def test_words_and_characters_are_not_mistaken_for_each_other(tmp_path):
+    characters, words = CharTokenizer(["a", "b"]), WordTokenizer(["a", "b"])
+    assert characters != words
+    assert words != characters
+    characters.save(tmp_path / "tokenizer.json")
+    loaded = CharTokenizer.load(tmp_path / "tokenizer.json")
+    assert type(loaded) is CharTokenizer
+    assert loaded == characters
+    with pytest.raises(DataError, match=r"format 'mmcl_core\.WordTokenizer\.1'"):
+        WordTokenizer.load(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("word", ["ab", "", "  ", "A", "-", "<pad>"])
+def test_what_is_not_one_character_is_named(word):
+    with pytest.raises(DataError, match="words: "):
+        CharTokenizer(["a", word])
