@@ -4,10 +4,11 @@ A token is *called* by a picture or a caption that gives it a weight. The caller
 the word, that scores highest for it: the maximum over patches or words took that one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl_book.experiments import structure
@@ -17,7 +18,7 @@ from mmcl_core.data.drawing import VALUES
 from mmcl_core.data.shapes import SYNONYMS
 from mmcl_core.data.tokenizer import END, START
 from mmcl_core.encoders import ImageEncoder
-from mmcl_core.methods import FDT
+from mmcl_core.methods import CLIP, FDT
 from mmcl_core.modules import evaluating
 from mmcl_core.sparsemax import sparsemax
 
@@ -49,6 +50,46 @@ def calls(method: FDT, data: ShapesCaptions, name: str) -> Calls:
             sample, token = weights.nonzero(as_tuple=True)
             found.append((token, rows[sample], caller[sample, token], weights[sample, token]))
     return Calls(*map(torch.cat, zip(*found, strict=True)))
+
+
+@torch.no_grad()
+def centres(method: CLIP, data: ShapesCaptions, groups: int) -> Tensor:
+    """Unit vectors [K, D] in the middle of `groups` groups of patches, by k-means."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    patches = torch.cat(
+        [vectors.flatten(0, 1) for vectors, _, _ in _vectors(method, data, "image")]
+    )
+    found = MiniBatchKMeans(groups, random_state=0, n_init=3, batch_size=4096).fit(patches.numpy())
+    return F.normalize(torch.from_numpy(found.cluster_centers_).to(patches), dim=1)
+
+
+@torch.no_grad()
+def cluster_calls(method: CLIP, middle: Tensor, data: ShapesCaptions, name: str) -> Calls:
+    """As `calls`, with groups of patches for tokens: each patch or word calls the nearest.
+
+    Of the patches of a picture in one group, the nearest to its middle is the caller.
+
+    Args:
+        middle: unit vectors [K, D], of the groups.
+    """
+    found = []
+    for vectors, real, rows in _vectors(method, data, name):
+        cosines = vectors @ middle.T  # [B, N, K]
+        nearest = F.one_hot(cosines.argmax(2), len(middle)).bool() & real[:, :, None]
+        best, place = cosines.masked_fill(~nearest, -torch.inf).max(1)
+        sample, token = best.isfinite().nonzero(as_tuple=True)
+        found.append((token, rows[sample], place[sample, token], best[sample, token]))
+    return Calls(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _vectors(
+    method: CLIP, data: ShapesCaptions, name: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Unit vectors [B, N, D] of patches or words, which are real [B, N], and their samples [B]."""
+    with evaluating(method):
+        for rows in torch.arange(len(data)).split(250):
+            yield *method.embed_tokens({name: data.batch(rows)[name]}, name), rows
 
 
 def under(data: ShapesCaptions, called: Calls) -> dict[str, Tensor]:
