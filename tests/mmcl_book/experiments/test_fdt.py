@@ -69,6 +69,41 @@ def test_calls_are_those_of_each_sample_by_itself(lab: Lab, name: str) -> None:
         assert weight == pytest.approx(expected[key][1], abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["image", "caption"])
+def test_each_patch_or_word_calls_the_nearest_group(lab: Lab, name: str) -> None:
+    clip = fdt.new_clip(lab.data, 3).eval()
+    middle = F.normalize(
+        torch.randn(6, small.DIM, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    expected: dict[tuple[int, int], tuple[float, int]] = {}
+    for i in range(len(lab.data)):
+        with torch.no_grad():
+            vectors, real = clip.embed_tokens(lab.data.batch([i]), name)
+        for place in real[0].nonzero().flatten().tolist():
+            cosines = (middle @ vectors[0, place]).tolist()
+            group = cosines.index(max(cosines))
+            best = expected.get((group, i), (-math.inf, 0))
+            expected[group, i] = max(best, (max(cosines), place), key=lambda one: one[0])
+    found = tokens.cluster_calls(clip, middle, lab.data, name)
+    keys = list(zip(found.token.tolist(), found.sample.tolist(), strict=True))
+    assert len(keys) == len(set(keys)) and set(keys) == expected.keys()
+    assert found.place.tolist() == [expected[key][1] for key in keys]
+    torch.testing.assert_close(found.weight, torch.tensor([expected[key][0] for key in keys]))
+
+
+def test_the_middles_of_groups_are_the_same_each_time_and_of_length_one(lab: Lab) -> None:
+    clip = fdt.new_clip(lab.data, 3)
+    one, two = (tokens.centres(clip, lab.data, 5) for _ in range(2))
+    assert torch.equal(one, two)
+    torch.testing.assert_close(one.norm(dim=1), torch.ones(5))
+    patches = clip.embed_tokens(lab.data.batch(range(40)), "image")[0].flatten(0, 1)
+    to_one, to_five = (
+        torch.cdist(patches, middle).amin(1).square().mean()
+        for middle in (F.normalize(patches.mean(0, keepdim=True), dim=1), one)
+    )
+    assert to_five < 0.8 * to_one
+
+
 def test_padding_calls_under_the_rule_zero_only(lab: Lab) -> None:
     warm = fdt.new_fdt(lab.data, 1, start=1000.0, codebook=256)
     lengths = (lab.data.sentences[:, 0] != 0).sum(1)
@@ -367,7 +402,8 @@ def test_the_same_seed_gives_the_same_finite_values(condition: str) -> None:
     assert all(type(value) is float and math.isfinite(value) for value in one.values())
     along = {name.split("@")[1] for name in one if "@" in name}
     assert len(along) == (config["epochs"] + 1 if config.get("epochs") else 0)
-    assert ("purity" in one) == (condition == "FDT sparse")
+    assert ("image active" in one) == (condition == "FDT sparse")
+    assert ("purity" in one) == (not condition.startswith("few"))
 
 
 @pytest.mark.usefixtures("few")
@@ -398,7 +434,8 @@ def test_conditions_are_what_their_names_say(monkeypatch) -> None:
             assert f"CLIP {method.encoders['image'].pool}" in name
             continue
         assert len(method.codebook) == 512
-        assert method.cooling.end == 15
+        assert (method.cooling is None) == (name == "FDT dense")
+        assert method.cooling is None or method.cooling.end == 15
 
 
 @pytest.mark.usefixtures("few")
