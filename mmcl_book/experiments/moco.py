@@ -314,9 +314,9 @@ def measure(trained: Trained, asked: int = small.TEST_SEED) -> dict[str, float]:
     - "recall": share of 1,000 new pictures whose first crop finds its second one among all;
       "alignment" and "uniformity" of these crops; "recall @1", after the first epoch, and so on;
     - "shape" and so on: accuracy of a linear probe on the encoder; "shape chance" and so on;
-    - of a MoCo, in the middle of its training, for each age: "drift 16", the mean cosine distance of
-      keys that are 16 steps old from new ones of the same pictures; "found 16", the share of the
-      old keys that are nearest to the new key of their picture; "spread", the mean cosine distance
+    - of a MoCo, in the middle of its training, for each age: "drift 16", the mean cosine distance
+      of keys that are 16 steps old from new ones of the same pictures; "found 16", the share of old
+      keys that are nearest to the new key of their picture; "spread", the mean cosine distance
       of keys of different pictures.
 
     Args:
