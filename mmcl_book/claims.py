@@ -73,6 +73,7 @@ class Table:
     """Rows with a verdict at their end: HTML in a notebook or page, plain text elsewhere."""
 
     header: tuple[str, ...]
+    css = "claims"
 
     def __init__(self, rows: Sequence[tuple[str, ...]]) -> None:
         self.rows = tuple(rows)
@@ -85,7 +86,9 @@ class Table:
             + "</tr>"
             for row in self.rows
         )
-        return f"<table class='claims'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        parts = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+        # On a narrow screen it scrolls, which the keyboard has to be able to do, too.
+        return f"<table class='{self.css}' tabindex='0'>{parts}</table>"
 
     def __repr__(self) -> str:
         rows = [self.header, *self.rows]
@@ -108,6 +111,7 @@ class ClaimTable(Table):
 class BetterTable(Table):
     """Claims against the best simple rival: what was measured, and how it was chosen."""
 
+    css = "claims better"
     header = ("claim", "measure", "method", "best rival", "difference", "seeds", "verdict")
 
     def __init__(self, found: Sequence[Comparison]) -> None:

@@ -20,6 +20,15 @@ for (const list of document.querySelectorAll(".citation-list[role=list]")) {
   list.removeAttribute("role");
 }
 
+// A table that scrolls needs the focus, or the keyboard cannot reach what is outside.
+function reachTables() {
+  for (const table of document.querySelectorAll(".bd-article table")) {
+    if (table.scrollWidth > table.clientWidth) table.tabIndex = 0;
+  }
+}
+document.addEventListener("DOMContentLoaded", reachTables);
+window.addEventListener("resize", reachTables);
+
 // For screen readers: a slider's handle has neither a name nor a readable value, so it gets the text
 // of its label and of its readout; and radio buttons are told to belong together.
 function nameControls() {
