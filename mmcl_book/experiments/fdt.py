@@ -48,17 +48,17 @@ def _rates(measure: str, *rates: float, **config: Any) -> Trials:
 
 
 TRIALS = {
-    **{
-        f"CLIP {pool}": _rates("recall", 0.005, 0.01, 0.02, pool=pool)
-        for pool in ("mean", "cls", "max")
-    },
-    "FDT dense": _rates("recall", 0.003, 0.005, 0.01),
+    "CLIP mean": _rates("recall", 0.0025, 0.005, 0.01, 0.02, pool="mean"),
+    "CLIP cls": _rates("recall", 0.00125, 0.0025, 0.005, 0.01, 0.02, pool="cls"),
+    "CLIP max": _rates("recall", 0.005, 0.01, 0.02, pool="max"),
+    "FDT dense": _rates("recall", 0.003, 0.005, 0.01, 0.02),
     "FDT sparse": _rates("recall", 0.003, 0.005, 0.01, end=15.0),
     **{
         f"few pairs, CLIP {pool}": _rates("recall", 0.005, 0.01, 0.02, **FEW_PAIRS, pool=pool)
         for pool in ("mean", "max")
     },
     "few pairs, FDT": _rates("recall", 0.005, 0.01, 0.02, **FEW_PAIRS, end=15.0),
+    "few pairs, FDT dense": _rates("recall", 0.005, 0.01, 0.02, **FEW_PAIRS),
 }
 SPARSE: dict[str, Any] = {"end": 15.0, "lr": 0.005}
 FEW_FDT: dict[str, Any] = FEW_PAIRS | {"end": 15.0, "lr": 0.01}
