@@ -20,14 +20,15 @@ for (const list of document.querySelectorAll(".citation-list[role=list]")) {
   list.removeAttribute("role");
 }
 
-// A table that scrolls needs the focus, or the keyboard cannot reach what is outside.
-function reachTables() {
-  for (const table of document.querySelectorAll(".bd-article table")) {
-    if (table.scrollWidth > table.clientWidth) table.tabIndex = 0;
+// What scrolls needs the focus, or the keyboard cannot reach what is outside: wide tables, printed
+// lines and figures, on a narrow screen.
+function reachWide() {
+  for (const part of document.querySelectorAll(".bd-article :is(table, .cell_output, .widget-box)")) {
+    if (part.scrollWidth > part.clientWidth) part.tabIndex = 0;
   }
 }
-document.addEventListener("DOMContentLoaded", reachTables);
-window.addEventListener("resize", reachTables);
+window.addEventListener("load", reachWide);
+window.addEventListener("resize", reachWide);
 
 // For screen readers: a slider's handle has neither a name nor a readable value, so it gets the text
 // of its label and of its readout; and radio buttons are told to belong together.
@@ -52,7 +53,10 @@ function nameControls() {
 
 document.addEventListener("DOMContentLoaded", () => {
   if (!document.querySelector("script[type='application/vnd.jupyter.widget-view+json']")) return;
-  const observer = new MutationObserver(nameControls);
+  const observer = new MutationObserver(() => {
+    nameControls();
+    reachWide();
+  });
   observer.observe(document.body, { childList: true, subtree: true, characterData: true });
 });
 

@@ -143,12 +143,17 @@ def check_access(page: Page) -> None:
 
 
 def check_widths(page: Page) -> None:
-    """Nothing makes the page wider than the screen."""
+    """Nothing makes the page wider than the screen, and the keyboard reaches what scrolls."""
     size = page.viewport_size
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= width, f"{wide} pixels wide on a screen of {width}"
+    # The first is the narrowest; on it, the most has to scroll.
+    page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+    rule = {"runOnly": ["scrollable-region-focusable"], "preload": False}
+    lost = Axe().run(page, None, rule).response["violations"]
+    assert not lost, f"the keyboard does not reach {[one['nodes'] for one in lost]}"
     page.set_viewport_size(size)
 
 
