@@ -86,7 +86,8 @@ def test_each_patch_or_word_calls_the_nearest_group(lab: Lab, name: str) -> None
             expected[group, i] = max(best, (max(cosines), place), key=lambda one: one[0])
     found = tokens.cluster_calls(clip, middle, lab.data, name)
     keys = list(zip(found.token.tolist(), found.sample.tolist(), strict=True))
-    assert len(keys) == len(set(keys)) and set(keys) == expected.keys()
+    assert len(keys) == len(set(keys))
+    assert set(keys) == expected.keys()
     assert found.place.tolist() == [expected[key][1] for key in keys]
     torch.testing.assert_close(found.weight, torch.tensor([expected[key][0] for key in keys]))
 
