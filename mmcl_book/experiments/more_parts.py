@@ -25,8 +25,8 @@ TRIALS = {
     f"{many}, {method}": trials
     for many, parts in PARTS.items()
     for method, trials in {
-        "GMC": _tried("accuracy, image, 5 labels", 0.001, 0.002, 0.005, parts=parts),
-        "modality dropout": _tried("accuracy, image", 0.003, 0.005, 0.008, parts=parts, **DROPOUT),
+        "GMC": _tried("accuracy, image, 5 labels", 0.001, 0.002, 0.005, 0.01, parts=parts),
+        "modality dropout": _tried("accuracy, image", 0.0015, 0.003, 0.005, 0.008, parts=parts, **DROPOUT),
     }.items()
 }
 # The learning rates that the trials chose.
