@@ -1,0 +1,64 @@
+"""MoCo in batches of four: what is left where memory holds four pictures at once?
+
+As in `moco.py`, but the batch is half as large, and there are as many steps. The queue stays as long
+as it is there; negatives from the batch are three, or six of both views.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from mmcl_book.experiments import moco, small
+from mmcl_book.experiments.protocol import Better, Trials
+from mmcl_core.training import fit
+
+SEEDS = tuple(range(20, 30))
+BATCH, EPOCHS = 4, 2
+
+
+def _tried(training: str, *rates: float) -> Trials:
+    settings = {
+        f"lr {lr:g}, T {t}": {
+            "training": training, "lr": lr, "temperature": t, "asked": small.VALIDATION_SEED,
+        }
+        for lr in rates
+        for t in (0.05, 0.1)
+    }  # fmt: skip
+    return Trials("recall", settings)
+
+
+TRIALS = {
+    "a queue": _tried("queue", 5e-4, 1e-3, 2e-3),
+    "in the batch": _tried("batch", 5e-4, 1e-3, 2e-3),
+    "in the batch, both views": _tried("both views", 5e-4, 1e-3, 2e-3),
+}
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "a queue": {"training": "queue", "lr": 1e-3, "temperature": 0.05},
+    "in the batch": {"training": "batch", "lr": 1e-3, "temperature": 0.05},
+    "in the batch, both views": {"training": "both views", "lr": 1e-3, "temperature": 0.05},
+}
+BETTER: tuple[Better, ...] = ()
+
+
+def run(
+    seed: int,
+    *,
+    training: str,
+    lr: float,
+    temperature: float,
+    asked: int = small.TEST_SEED,
+) -> dict[str, float]:
+    """Trains and measures; see `moco.train` and `moco.measure`."""
+    data, method = small.scenes(small.PAIRS, seed), _new(seed, training, temperature)
+    fit(
+        method, data, augment=moco.two_crops, epochs=EPOCHS, batch_size=BATCH, lr=lr, seed=seed,
+        progress=False,
+    )  # fmt: skip
+    return moco.measure(moco.Trained(method, [], 0), asked)
+
+
+def _new(seed: int, training: str, temperature: float) -> nn.Module:
+    if training == "queue":
+        of = {"queue": moco.QUEUE, "momentum": moco.MOMENTUM}
+        return moco.new_moco(seed, set(), temperature=temperature, **of)
+    return moco.new_in_batch(seed, temperature=temperature, both_views=training == "both views")
