@@ -34,6 +34,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(missing, "EPOCHS", EPOCHS)
     patch.setattr(missing, "SUPER_EPOCH", 1)
     patch.setattr(moco, "EPOCHS", EPOCHS)
+    patch.setitem(moco.train.__kwdefaults__, "epochs", EPOCHS)
 
 
 def said(data: ShapesCaptions) -> set[str]:

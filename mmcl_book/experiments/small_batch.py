@@ -1,7 +1,7 @@
 """MoCo in batches of four: what is left where memory holds four pictures at once?
 
-As in `moco.py`, but the batch is half as large, and there are as many steps. The queue stays as long
-as it is there; negatives from the batch are three, or six of both views.
+As in `moco.py`, but the batch is half as large, and there are as many steps. The queue stays as
+long as it is there; negatives from the batch are three, or six of both views.
 """
 
 from typing import Any
