@@ -1,4 +1,5 @@
 """Data: the laboratory of shapes, emoji, folders of captioned pictures, words to numbers, views."""
+
 from mmcl_core.data.captions import CaptionFolder
 from mmcl_core.data.emoji import Emoji
 from mmcl_core.data.pictures import PictureFolder
