@@ -9,3 +9,4 @@ from mmcl_book.live.circle import circle as circle
 from mmcl_book.live.figure import Guess as Guess
 from mmcl_book.live.figure import Live as Live
 from mmcl_book.live.figure import live as live
+from mmcl_book.live.packing import class_probe as class_probe

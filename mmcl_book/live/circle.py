@@ -42,7 +42,9 @@ def circle(
     if check_temperature(temperature) not in TEMPERATURES:
         raise MMCLError(f"temperature must be one of {TEMPERATURES}; got {temperature}")
     if not alt.strip() or not moving.strip():
-        raise MMCLError("alt and moving are for readers who cannot see or move the figure: say both")
+        raise MMCLError(
+            "alt and moving are for readers who cannot see or move the figure: say both"
+        )
     angles = angles.double()
     loss, gradient = forces(angles, temperature)
     apart = torch.tensor([[0.0], [2.1]], dtype=torch.float64)

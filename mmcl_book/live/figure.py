@@ -67,7 +67,7 @@ def live(
     take any part of a sample, `LateFusion` and `GMC`, tell the class of one object (shape and
     colour) with modalities switched off; several of these stand side by side::
 
-        live({"fusion": fusion, "GMC": gmc}, test, probes={"GMC": (weight, bias)}, alt=..., moving=...)
+        live({"fusion": fusion, "GMC": gmc}, test, probes={"GMC": probe}, alt=..., moving=...)
 
     The page computes with weights in 16 bits; numbers agree with PyTorch's on the same weights.
 
@@ -84,7 +84,9 @@ def live(
         MMCLError: a model has a part that the page does not compute, or does not fit the scene.
     """
     if not alt.strip() or not moving.strip():
-        raise MMCLError("alt and moving are for readers who cannot see or move the figure: say both")
+        raise MMCLError(
+            "alt and moving are for readers who cannot see or move the figure: say both"
+        )
     named = dict(models) if isinstance(models, Mapping) else {type(models).__name__: models}
     first = next(iter(named.values()), None)
     if first is None:
@@ -121,11 +123,13 @@ def live(
     return figure(about, _png(start.images[0]), alt, say(named, start, probes), moving, guess)
 
 
-def _of_parts(named: Mapping[str, nn.Module], start: ShapesCaptions) -> dict[str, Any]:
+def _of_parts(named: Mapping[str, Any], start: ShapesCaptions) -> dict[str, Any]:
     """What the switches need; raises MMCLError if the scene does not fit them."""
     sets = {tuple(m.modalities) for m in named.values() if hasattr(m, "modalities")}
     if len(sets) != 1 or not set(modalities := next(iter(sets))) <= {"image", "caption", "tags"}:
-        raise MMCLError(f"expected models of picture, caption and tags, all of the same; got {sets}")
+        raise MMCLError(
+            f"expected models of picture, caption and tags, all of the same; got {sets}"
+        )
     if int((start.attributes["shape"][0] >= 0).sum()) != 1 or start.detail != 1:
         raise MMCLError("expected a scene of one object, with sentences of detail 1")
     places = {v: [name, i] for name in ("shape", "colour") for i, v in enumerate(VALUES[name])}
@@ -153,6 +157,10 @@ def _parts_still(
     for name, model in named.items():
         model = rounded(model)
         batch = {m: start.batch([0])[m] for m in model.modalities}
+        if "caption" in batch:  # in the page's plain words
+            word = VALUES["shape"][int(start.attributes["shape"][0].max())]
+            text = f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+            batch["caption"] = start.tokenizer.encode_batch([text])
         if name in probes:
             weight, bias = (x.half().float() for x in probes[name])
             logits = model.embed(batch) @ weight.T + bias

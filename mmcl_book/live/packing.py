@@ -29,7 +29,7 @@ KINDS: dict[type[nn.Module], str] = {
 UNUSED = ("log_scale", "bias", "step", "weights", "batches", "measured")
 
 
-def rounded(model: nn.Module) -> nn.Module:
+def rounded(model: nn.Module) -> Any:
     """A copy with the weights that a page has: those in 16 bits. On the CPU, in evaluation mode.
 
     Raises:
@@ -99,6 +99,34 @@ def packed(
     spec["tensors"] = [(name, list(tensor.shape)) for name, tensor in tensors]
     spec["data"] = _halves(tensor for _, tensor in tensors)
     return spec
+
+
+def class_probe(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """A linear probe as two tensors: weights [C, D] and constants [C], for `live`.
+
+    It answers as `fit_probe` of the evaluation does, with the standardising folded in.
+
+    Args:
+        x: embeddings to learn from, [N, D].
+        y: their classes, int64 [N]; each of 0 to C - 1 occurs, and C is at least 3.
+
+    Raises:
+        MMCLError: a class does not occur.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    classes = y.unique()
+    if len(classes) < 3 or not torch.equal(classes, torch.arange(len(classes))):
+        raise MMCLError(
+            f"expected classes 0, 1, 2, ..., each with a sample; got {classes.tolist()}"
+        )
+    x = x.double().cpu()
+    mean, std = x.mean(0), x.std(0, correction=0)
+    scale = torch.where(std > 1e-12 * (1 + mean.abs()), 1 / std, 0.0)
+    found = LogisticRegression(max_iter=1000).fit(((x - mean) * scale).numpy(), y.numpy())
+    weight = torch.from_numpy(found.coef_) * scale
+    bias = torch.from_numpy(found.intercept_) - weight @ mean
+    return weight.float(), bias.float()
 
 
 def _own_head(name: str) -> bool:

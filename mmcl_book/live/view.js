@@ -52,7 +52,7 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
   // The picture that a reader composes. `changed(what)` is called after each change; while an
   // object is dragged, `what` is "dragged", and "moved" at its end.
   class Composer {
-    constructor(about, changed) {
+    constructor(about, changed, ...below) {
       Object.assign(this, { size: about.size, most: about.most, changed, chosen: 0 });
       const { start } = about;
       const noise = new Int8Array(mmcl.bytes(start.noise).buffer);
@@ -80,6 +80,7 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
         "div",
         { className: "mmcl-composer" },
         h("div", { className: "mmcl-picture" }, this.canvas, this.veil, this.mark),
+        ...below,
         this.objects,
         this.fields,
         h("div", { className: "mmcl-row" }, ...several, another),
@@ -438,10 +439,10 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
       if (!vectors.has(text)) vectors.set(text, model.embedOne("caption", model.number(text)));
       return vectors.get(text);
     };
-    const composer = new Composer(about, (what) => refresh(what));
-    const sentence = new Sentence(model, about.sentence, (what) => refresh(what));
     const change = new Change();
     const score = h("p", { className: "mmcl-score" });
+    const composer = new Composer(about, (what) => refresh(what), score, change.element);
+    const sentence = new Sentence(model, about.sentence, (what) => refresh(what));
     const list = h("ol", { className: "mmcl-list" });
     const status = h("p", { className: "mmcl-status", role: "status" });
     const describe = button("describe the picture", () =>
@@ -453,7 +454,7 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
     function update() {
       const picture = model.embedOne("image", composer.pixels);
       const mine = mmcl.dot(picture, told(sentence.text));
-      score.replaceChildren("similarity of picture and sentence ", bar(mine));
+      score.replaceChildren("similarity ", bar(mine));
       root.dataset.score = String(mine);
       change.show(mine);
       const { objects } = composer.scene;
@@ -489,8 +490,6 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
     right.append(
       sentence.element,
       h("div", { className: "mmcl-row" }, describe),
-      score,
-      change.element,
       h("p", { className: "mmcl-head" }, "Your sentence among others, for this picture:"),
       list,
     );
@@ -552,10 +551,10 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
   // FDT: the tokens of a picture and a sentence; one that is pressed shows where it is called.
   function tokens(root, about) {
     const model = new mmcl.Model(about.models[0].spec);
-    const composer = new Composer(about, (what) => refresh(what));
-    const sentence = new Sentence(model, about.sentence, (what) => refresh(what));
     const change = new Change();
     const score = h("p", { className: "mmcl-score" });
+    const composer = new Composer(about, (what) => refresh(what), score, change.element);
+    const sentence = new Sentence(model, about.sentence, (what) => refresh(what));
     const list = h("ul", { className: "mmcl-list mmcl-tokens" });
     const where = h("p", { className: "mmcl-hint" });
     const status = h("p", { className: "mmcl-status", role: "status" });
@@ -577,7 +576,7 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
         Math.hypot(...found.image.feature) /
         Math.hypot(...found.caption.feature);
       root.dataset.score = String(cosine);
-      score.replaceChildren("similarity of picture and sentence ", bar(cosine));
+      score.replaceChildren("similarity ", bar(cosine));
       change.show(cosine);
       show();
       const on = (m) => found[m].weights.filter((w) => w > 0).length;
@@ -639,8 +638,6 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
     right.append(
       sentence.element,
       h("div", { className: "mmcl-row" }, describe),
-      score,
-      change.element,
       h("p", { className: "mmcl-head" }, "The strongest tokens of both:"),
       where,
       list,

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mmcl_book.live
-from mmcl_book.live.packing import packed, rounded
+from mmcl_book.live.packing import class_probe, packed, rounded
 from mmcl_book.live.pictures import scene
 from mmcl_core.data import ShapesCaptions
 from mmcl_core.encoders import CaptionEncoder, Encoded, ImageEncoder, TagEncoder
 from mmcl_core.errors import MMCLError
+from mmcl_core.evaluation.probes import fit_probe
 from mmcl_core.methods import CLIP, FDT, GMC, LateFusion, MoCo, SigLIP
 
 HERE = Path(mmcl_book.live.__file__).parent
@@ -116,9 +117,7 @@ def reference(model: Any, data: ShapesCaptions, present: tuple[str, ...], i: int
 
 
 def largest_difference(page, model, data, present, rows=range(3)) -> float:
-    answers = page.evaluate(
-        ASK, [packed(model, data.tokenizer), asked(data, tuple(present), rows)]
-    )
+    answers = page.evaluate(ASK, [packed(model, data.tokenizer), asked(data, tuple(present), rows)])
     there, worst = rounded(model), 0.0
     for i, answer in zip(rows, answers, strict=True):
         # In 32 bits, PyTorch's group norms are off by up to 5e-5 themselves.
@@ -221,6 +220,20 @@ def test_a_probe_answers_in_probabilities(page) -> None:
         z = rounded(model).embed({m: data.batch([0])[m] for m in ALL})
     expected = (z @ probe[0].T + probe[1]).softmax(dim=1)[0]
     torch.testing.assert_close(torch.tensor(answer), expected, atol=CLOSE, rtol=0)
+
+
+def test_the_probe_is_that_of_the_evaluation() -> None:
+    torch.manual_seed(0)
+    y = torch.arange(120) % 4
+    x = torch.randn(4, 6)[y] + 0.5 * torch.randn(120, 6)
+    x[:, 2] = 3.0  # a column that says nothing
+    weight, bias = class_probe(x, y)
+    predict, _ = fit_probe(x, y, 1.0, 1000)
+    asked = torch.randn(200, 6)
+    asked[:, 2] = 3.0
+    assert torch.equal((asked @ weight.T + bias).argmax(dim=1), predict(asked))
+    with pytest.raises(MMCLError, match="each with a sample"):
+        class_probe(x, y + 1)
 
 
 def test_pixels(page) -> None:
@@ -327,7 +340,7 @@ def test_weights_that_16_bits_do_not_hold_are_refused() -> None:
     model = CLIP(trunks["image"], trunks["caption"])
     with torch.no_grad():
         model.encoders["image"].position[0, 0] = 1e6
-    with pytest.raises(MMCLError, match="position.*1e\\+06"):
+    with pytest.raises(MMCLError, match=r"position.*1e\+06"):
         packed(model, data.tokenizer)
 
 
