@@ -715,11 +715,11 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
         const cosine = mmcl.dot(unit(model.embed(part)), unit(model.embed(whole)));
         const angle = (180 / Math.PI) * Math.acos(Math.min(Math.max(cosine, -1), 1));
         const degrees = `${Math.round(angle)}\u00b0`;
-        far.replaceChildren("angle to its own whole ", bar(angle, 90, degrees));
+        far.replaceChildren("angle to the whole ", bar(angle, 90, degrees));
         root.dataset[`score${k}`] = String(shares[own]);
         return `${name} says ${word}, ${two(shares[top])}, ${degrees} from the whole.`;
       });
-      line = `With ${open.map((m) => SAID[m] ?? m).join(" and ")}: ${said.join(" ")}`;
+      line = `With ${open.map((m) => SAID[m] ?? m).join(", ")}: ${said.join(" ")}`;
     }
 
     const soon = paced(update, status, () => line);
@@ -741,10 +741,12 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
     return Array.from(x, (v) => v / norm);
   }
 
+  const SIGNS = ["\u25cf", "\u25a0", "\u25b2", "\u2605", "\u271a", "\u25cb"]; // of the shapes
+
   // 36 classes as colours by shapes.
   function table(grid, shares, own) {
     const cells = [h("span", {})];
-    for (const shape of VALUES.shape) cells.push(h("span", {}, shape.slice(0, 4)));
+    for (const sign of SIGNS) cells.push(h("span", { className: "mmcl-sign" }, sign));
     VALUES.colour.forEach((colour, c) => {
       cells.push(h("span", {}, colour));
       VALUES.shape.forEach((_, s) => {
