@@ -57,7 +57,8 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
     let steps = 0;
     const letters = angles[0].map((_, i) => String.fromCharCode(65 + i));
     const lines = svg("g", { "aria-hidden": "true" });
-    const drawing = svg("svg", { viewBox: "-150 -150 300 300" });
+    const end = 128 + 9 * (letters.length - 1);
+    const drawing = svg("svg", { viewBox: `${-end} ${-end} ${2 * end} ${2 * end}` });
     const tip = svg("marker", {
       id: `${root.parentNode.id}-tip`, viewBox: "0 0 6 6", refX: 3, refY: 3, markerWidth: 5,
       markerHeight: 5, orient: "auto-start-reverse",
@@ -72,8 +73,8 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
         const name = `${s ? "sentence" : "image"} ${letters[i]}`;
         const look = { fill: COLOURS[i % COLOURS.length], stroke: "#111", "stroke-width": 1.2 };
         const form = s
-          ? svg("rect", { x: -9, y: -9, width: 18, height: 18, ...look })
-          : svg("circle", { r: 10, ...look });
+          ? svg("rect", { x: -8, y: -8, width: 16, height: 16, ...look })
+          : svg("circle", { r: 9, ...look });
         const point = svg("g", {
           tabindex: 0, role: "slider", "aria-label": name, "aria-valuemin": 0, "aria-valuemax": 359,
         }, form, svg("text", {}, letters[i]));
@@ -157,12 +158,12 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
       const drawn = [];
       const at = (a, r) => [r * Math.cos(a), -r * Math.sin(a)].map((v) => v.toFixed(2));
       angles[0].forEach((a, i) => {
-        const [[x1, y1], [x2, y2]] = [at(a, 100), at(angles[1][i], 100)];
+        const [[x1, y1], [x2, y2]] = [at(a, 112 + 9 * i), at(angles[1][i], 90 - 9 * i)];
         drawn.push(svg("line", { x1, y1, x2, y2, stroke: "currentColor", "stroke-opacity": 0.35 }));
       });
       angles.forEach((side, s) =>
         side.forEach((a, i) => {
-          const radius = s ? 100 : 120; // images outside, so that partners can be told apart
+          const radius = s ? 90 - 9 * i : 112 + 9 * i; // so that none hides another
           const [x, y] = at(a, radius);
           points[s][i].setAttribute("transform", `translate(${x} ${y})`);
           points[s][i].setAttribute("aria-valuenow", degrees(a));
@@ -194,7 +195,7 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
         button("begin again", begin("angles")), button("two cones", begin("cones"))),
       said, much,
       h("p", { className: "mmcl-hint" },
-        "Circles are images, squares their sentences. Arrows: minus the gradient, the longest of a picture always equally long. Drag a point, or press the arrow keys on it."),
+        "Circles are images, squares their sentences. Arrows: minus the gradient, the longest of a picture always equally long. Only the angle of a point counts: circles are drawn outside, squares inside, so that none hides another. Drag a point, or press the arrow keys on it."),
     );
     root.append(
       h("div", { className: "mmcl-two mmcl-circle" }, drawing, controls), status);

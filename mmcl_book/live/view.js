@@ -475,7 +475,7 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
           ),
         ),
       );
-      const rank = 1 + rows.findIndex((row) => row.what === "yours");
+      const rank = 1 + rows.filter((row) => row.value > mine).length;
       line = `Similarity ${two(mine)}. Of ${rows.length} sentences, yours is number ${rank}.`;
       gallery.show(told(sentence.text), mine);
     }
