@@ -324,10 +324,19 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
 
     // A unit vector of one modality.
     embedOne(modality, value) {
-      const encoded = this.encode(modality, value);
+      return this.embedPooled(modality, this.encode(modality, value));
+    }
+
+    // The same of what its encoder returned.
+    embedPooled(modality, encoded) {
       if (this.spec.method === "FDT") return unit(this.ground(modality, encoded).feature);
       if (this.spec.method === "GMC") return this.onSphere(modality, encoded.pooled);
       return unit(this.head(`heads.${modality}`, encoded.pooled));
+    }
+
+    // CLIP: each patch, or each word, in the common space.
+    embedTokens(modality, encoded) {
+      return encoded.tokens.map((token) => unit(this.head(`heads.${modality}`, token)));
     }
 
     onSphere(base, pooled) {

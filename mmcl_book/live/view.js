@@ -282,11 +282,15 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
 
   // A sentence to write: its words below it, those that the model does not know struck through.
   class Sentence {
-    constructor(model, text, changed) {
-      Object.assign(this, { model, changed });
+    // With `press`, words are buttons: it gets the number of one, or null for none.
+    constructor(model, text, changed, press) {
+      Object.assign(this, { model, changed, press, pressed: null });
       this.input = h("input", { type: "text", value: text, spellcheck: false, autocomplete: "off" });
       this.input.maxLength = 400;
-      this.input.oninput = () => this.done("another sentence");
+      this.input.oninput = () => {
+        this.pressed = null;
+        this.done("another sentence");
+      };
       this.words = h("p", { className: "mmcl-words" });
       this.offers = h("div", { className: "mmcl-row" });
       this.element = h(
@@ -305,6 +309,7 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
 
     write(text, what) {
       this.input.value = text;
+      this.pressed = null;
       this.done(what);
     }
 
@@ -315,11 +320,19 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
 
     draw() {
       const words = this.model.words(this.text);
-      const shown = words.map(([word, id]) =>
-        id === 3
-          ? h("span", {}, h("s", {}, word), h("small", {}, " unknown"))
-          : h("span", {}, word),
-      );
+      const shown = words.map(([word, id], i) => {
+        if (id === 3) return h("span", {}, h("s", {}, word), h("small", {}, " unknown"));
+        if (!this.press) return h("span", {}, word);
+        const one = button(word, () => {
+          this.pressed = this.pressed === i ? null : i;
+          for (const [k, other] of [...this.words.children].entries()) {
+            if (other.type) other.setAttribute("aria-pressed", String(k === this.pressed));
+          }
+          this.press(this.pressed);
+        });
+        one.setAttribute("aria-pressed", String(i === this.pressed));
+        return one;
+      });
       this.words.replaceChildren(...shown.flatMap((one) => [one, " "]));
       const [last, id] = words.at(-1) ?? ["", 0];
       const known = this.model.spec.words.filter((word) => word.startsWith(last));
@@ -442,7 +455,13 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
     const change = new Change();
     const score = h("p", { className: "mmcl-score" });
     const composer = new Composer(about, (what) => refresh(what), score, change.element);
-    const sentence = new Sentence(model, about.sentence, (what) => refresh(what));
+    const where = h("p", { className: "mmcl-hint" });
+    const sentence = new Sentence(
+      model,
+      about.sentence,
+      (what) => refresh(what),
+      () => point(),
+    );
     const list = h("ol", { className: "mmcl-list" });
     const status = h("p", { className: "mmcl-status", role: "status" });
     const describe = button("describe the picture", () =>
@@ -451,8 +470,26 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
     const gallery = new Gallery(model, about);
     let line = "";
 
+    let seen = null; // the encoded picture
+
+    // Where a pressed word is: the patches by their similarity to it.
+    function point() {
+      if (sentence.pressed === null) {
+        composer.cover(null);
+        where.textContent = "Press a word: bright patches are most similar to it.";
+        return;
+      }
+      const said = model.encode("caption", model.number(sentence.text));
+      const word = model.embedTokens("caption", said)[sentence.pressed + 1];
+      const patches = model.embedTokens("image", seen).map((patch) => mmcl.dot(patch, word));
+      composer.cover(spread(patches));
+      where.textContent = "CLIP was never trained to point: it compares whole pictures.";
+    }
+
     function update() {
-      const picture = model.embedOne("image", composer.pixels);
+      seen = model.encode("image", composer.pixels);
+      const picture = model.embedPooled("image", seen);
+      point();
       const mine = mmcl.dot(picture, told(sentence.text));
       score.replaceChildren("similarity ", bar(mine));
       root.dataset.score = String(mine);
@@ -489,6 +526,7 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
     const right = h("div", { className: "mmcl-side" });
     right.append(
       sentence.element,
+      where,
       h("div", { className: "mmcl-row" }, describe),
       h("p", { className: "mmcl-head" }, "Your sentence among others, for this picture:"),
       list,

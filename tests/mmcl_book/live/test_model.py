@@ -45,6 +45,9 @@ ASK = """([spec, batches]) => {
         answer[`${m} scores`] = scores.map(plain);
         answer[`${m} weights`] = plain(weights);
       }
+      if (spec.method === "CLIP") {
+        answer[`${m} tokens, embedded`] = model.embedTokens(m, encoded).map(plain);
+      }
     }
     answer.embedded = plain(model.embed(batch));
     if (spec.method === "LateFusion") answer.logits = plain(model.logits(batch));
@@ -107,6 +110,8 @@ def reference(model: Any, data: ShapesCaptions, present: tuple[str, ...], i: int
             encoded: Encoded = model.encoders[m](batch[m])
             real = encoded.mask[0] if m != "tags" else slice(None)
             answer[m], answer[f"{m} tokens"] = encoded.pooled[0], encoded.tokens[0][real]
+            if type(model) in (CLIP, SigLIP):
+                answer[f"{m} tokens, embedded"] = model.embed_tokens(batch, m)[0][0][real]
             if isinstance(model, FDT):
                 of = model.token_attention({m: batch[m]})[m]
                 answer[f"{m} scores"], answer[f"{m} weights"] = of.scores[0][real], of.weights[0]

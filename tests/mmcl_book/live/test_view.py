@@ -248,6 +248,22 @@ def test_other_pictures_are_ranked(opened) -> None:
     assert re.search(r"would be number \d+\.", details.inner_text())
 
 
+def test_a_word_shows_where_it_is(opened) -> None:
+    page = opened("pair")
+    words = page.locator(".mmcl-words").first.locator("button")
+    assert page.locator(".mmcl-veil:visible").count() == 0
+    words.nth(2).click()
+    assert page.locator(".mmcl-veil:visible").count() == 1
+    assert words.nth(2).get_attribute("aria-pressed") == "true"
+    before = page.locator(".mmcl-veil").first.evaluate("c => c.toDataURL()")
+    page.get_by_label("colour").first.select_option("purple")
+    page.get_by_label("shape").first.select_option("ring")
+    score(page)
+    assert page.locator(".mmcl-veil").first.evaluate("c => c.toDataURL()") != before
+    words.nth(2).click()
+    assert page.locator(".mmcl-veil:visible").count() == 0
+
+
 def test_a_token_shows_where_it_is_called(opened) -> None:
     page = opened("tokens")
     assert page.locator(".mmcl-veil:visible").count() == 0
