@@ -766,7 +766,7 @@ var mmcl = globalThis.mmcl || (globalThis.mmcl = {});
       h("p", { className: "mmcl-head" }, "What is left of the sample:"),
       ...rows,
       h("div", { className: "mmcl-models" }, ...boxes.map((box) => box.element)),
-      h("p", { className: "mmcl-hint" }, "Darker is more likely; the frame is what the picture shows."),
+      h("p", { className: "mmcl-hint" }, "The stronger the colour, the more likely; the frame is what the picture shows."),
     );
     root.append(h("div", { className: "mmcl-two" }, composer.element, right), status);
     follow();
