@@ -47,6 +47,8 @@ def library_hash(root: Path = ROOT) -> str:
         root / "requirements.txt",
         *sorted((root / "mmcl_core").rglob("*.py")),
         *sorted((root / "mmcl_book").rglob("*.py")),
+        *sorted((root / "mmcl_book").rglob("*.js")),
+        *sorted((root / "mmcl_book").rglob("*.css")),
         *sorted((root / "book" / "records").rglob("*.json")),
     ]
     digest = hashlib.sha256()

@@ -27,6 +27,8 @@ def open_page(page: Page, name: str) -> None:
     page.add_style_tag(content="* { transition: none !important }")  # nothing on its way
     if page.locator("script[type='application/vnd.jupyter.widget-view+json']").count():
         page.locator(".mmcl-scrub").last.wait_for()
+    for place in page.locator(".mmcl-place .mmcl-live").all():
+        place.wait_for()
     page.evaluate("window.MathJax?.startup?.promise")
 
 

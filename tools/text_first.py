@@ -20,6 +20,10 @@ DROPPED = re.compile(
 WIDGETS = re.compile(
     r'\s*<script type="application/vnd\.jupyter\.widget-state\+json">.*?</script>', re.DOTALL
 )
+# Models of live figures, of about a megabyte each; they are read after the whole page has come.
+MODELS = re.compile(
+    r'\s*<script type="application/json" class="mmcl-data"[^>]*>.*?</script>', re.DOTALL
+)
 # A script from a file that holds up the page. Not Sphinx's options: a line of script behind them
 # needs them, and they are small.
 HOLDING_UP = re.compile(
@@ -31,6 +35,7 @@ def text_first(page: str) -> str:
     """The HTML of a page, with everything that its text does not need after the text."""
     head, head_end, body = page.partition("</head>")
     body, body_end, rest = body.rpartition("</body>")
-    widgets = "".join(WIDGETS.findall(head))
+    widgets = "".join(WIDGETS.findall(head) + MODELS.findall(body))
+    body = MODELS.sub("", body)
     head = HOLDING_UP.sub('<script defer="defer" ', DROPPED.sub("", WIDGETS.sub("", head)))
     return head + head_end + body + widgets + body_end + rest

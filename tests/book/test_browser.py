@@ -22,8 +22,10 @@ WIDTHS = [360, 768, 1440, 1920]  # pixels: a phone, a tablet, two screens
 # at 95 kB, Chromium shows it after 1.6 s.
 BEFORE_TEXT = 120_000  # bytes, compressed as GitHub Pages sends them
 CODE = "book/foundations/laboratory"  # a page with every kind of code
-# With widgets and formulas; with many formulas; deeper than the others.
-FROM_DISK = ["book/intro", "book/methods/fdt", "book/reference/api/losses"]
+# With widgets and formulas; with a live model; deeper than the others.
+FROM_DISK = [
+    "book/intro", "book/methods/fdt", "book/foundations/clip", "book/reference/api/losses"
+]  # fmt: skip
 METHODS = ["CLIP", "SigLIP", "MoCo", "MCT", "FDT", "GMC", "LateFusion", "MVAE"]
 VIEWS = "script[type='application/vnd.jupyter.widget-view+json']"
 
@@ -84,6 +86,7 @@ def test_page(name: str, open_page, site: str) -> None:
     check_access(opened.page)
     show_folded(opened.page)
     check_widgets(opened.page)
+    check_live(opened.page)
     check_widths(opened.page)
     check_print(opened.page)
     check_console(opened)
@@ -96,6 +99,7 @@ def test_page_from_disk(name: str, open_page) -> None:
     assert not (faults := chromium.formula_faults(opened.page)), faults
     show_folded(opened.page)
     check_widgets(opened.page)
+    check_live(opened.page)
     check_console(opened)
 
 
@@ -162,7 +166,7 @@ def check_widths(page: Page) -> None:
 def check_print(page: Page) -> None:
     """On paper, each widget is its first frame, and a sentence tells what moving would show."""
     page.emulate_media(media="print")
-    assert page.locator(".mmcl-scrub:visible").count() == 0
+    assert page.locator(".mmcl-scrub:visible, .mmcl-live:visible").count() == 0
     check_stills(page)
     page.emulate_media(media="screen")
     assert page.locator(".mmcl-still:visible").count() == 0
@@ -170,7 +174,7 @@ def check_print(page: Page) -> None:
 
 def check_stills(page: Page) -> None:
     """Each widget of the page has a picture that is seen and a sentence on its motion."""
-    views = page.locator(VIEWS).count()
+    views = page.locator(VIEWS).count() + page.locator(".mmcl-place").count()
     assert page.locator(".mmcl-still img:visible").count() == views
     assert page.locator(".mmcl-still p:visible:has(.mmcl-moving)").count() == views
 
@@ -196,6 +200,25 @@ def check_widgets(page: Page) -> None:
             move(widget, control)
 
 
+def check_live(page: Page) -> None:
+    """Each live figure of the page stands, agrees with its still frame, and moves by keyboard."""
+    for place in page.locator(".mmcl-place").all():
+        root = place.locator(".mmcl-live")
+        root.wait_for(state="visible")
+        if root.get_attribute("data-score"):
+            shown = f"{float(root.get_attribute('data-score')):.2f}"
+            assert f"similarity {shown} " in place.locator(".mmcl-still p").inner_text()
+        before = root.evaluate("root => JSON.stringify(root.dataset)")
+        select = root.locator("select").first
+        select.focus()
+        for key in ("ArrowDown", "ArrowUp", "ArrowUp"):  # the others for one that stands at its end
+            select.press(key)
+            page.wait_for_timeout(300)
+            if root.evaluate("root => JSON.stringify(root.dataset)") != before:
+                break
+        assert root.evaluate("root => JSON.stringify(root.dataset)") != before
+
+
 def move(widget: Locator, control: Locator) -> None:
     """Press an arrow key on the control; another picture must be seen, with another alt text."""
     picture = widget.locator("img")
@@ -213,7 +236,9 @@ def move(widget: Locator, control: Locator) -> None:
     assert box["height"] > 50
 
 
-WITH_WIDGETS = [page for page in PAGES if "scrub(" in (ROOT / f"{page}.md").read_text("utf-8")]
+MOVING = ("scrub(", "live(", "circle(")
+TEXTS = {page: (ROOT / f"{page}.md").read_text("utf-8") for page in PAGES}
+WITH_WIDGETS = [page for page, text in TEXTS.items() if any(f"\n{m}" in text for m in MOVING)]
 
 
 @pytest.mark.parametrize("name", WITH_WIDGETS)

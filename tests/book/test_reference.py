@@ -149,6 +149,7 @@ mmcl_core.training: fit History save_checkpoint load_checkpoint
 mmcl_core.evaluation: recall_at_k modality_gap alignment uniformity linear_probe zero_shot
 mmcl_core.evaluation: missing_modality pointing_game
 mmcl_book.widgets: scrub
+mmcl_book.live: live class_probe circle
 mmcl_core.errors: MMCLError ShapeError MissingModalityError DataError CheckpointError
 """
 

@@ -200,13 +200,22 @@ def project(tmp_path):
     (tmp_path / "requirements.txt").write_text("torch==1\n")
     (tmp_path / "mmcl_core").mkdir()
     (tmp_path / "mmcl_core" / "a.py").write_text("x = 1\n")
+    (tmp_path / "mmcl_book" / "live").mkdir(parents=True)
+    (tmp_path / "mmcl_book" / "live" / "a.js").write_text("let x = 1;\n")
+    (tmp_path / "mmcl_book" / "live" / "a.css").write_text("p { margin: 0 }\n")
     (tmp_path / "book" / "records").mkdir(parents=True)
     (tmp_path / "book" / "chapter.md").write_text("# Title\n")
     (tmp_path / "book" / "records" / "r.json").write_text("{}")
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "mmcl_core/a.py", "book/records/r.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "requirements.txt", "mmcl_core/a.py", "book/records/r.json", "mmcl_book/live/a.js",
+        "mmcl_book/live/a.css",
+    ],
+)  # fmt: skip
 def test_what_a_chapter_depends_on_changes_the_cache(project, name):
     before = book_extension.library_hash(project)
     (project / name).write_text("changed")
@@ -271,6 +280,13 @@ def test_the_text_comes_before_all_that_it_does_not_need():
 def test_a_page_with_the_text_first_stays_as_it_is():
     once = text_first(PAGE)
     assert text_first(once) == once
+
+
+def test_a_live_model_comes_after_the_text():
+    model = '<script type="application/json" class="mmcl-data" id="m-data">{"a": 1}</script>'
+    page = f"<head></head><body><p>One</p>{model}<p>Two</p></body>"
+    assert text_first(page) == f"<head></head><body><p>One</p><p>Two</p>{model}</body>"
+    assert text_first(text_first(page)) == text_first(page)
 
 
 def test_sections_are_listed_after_their_chapter(tmp_path):

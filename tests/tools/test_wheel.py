@@ -52,6 +52,9 @@ def test_the_licences_of_the_data_are_installed(installed: Path) -> None:
 def test_it_works_from_there(installed: Path, tmp_path: Path) -> None:
     code = (
         "import mmcl_core.cli, mmcl_core.training, mmcl_book.figures, mmcl_book.widgets\n"
+        "import torch, mmcl_book.live\n"
+        "live = mmcl_book.live.circle(torch.rand(2, 3), alt='Three pairs.', moving='They move.')\n"
+        "assert 'mmcl.start' in live.html and '.mmcl-place' in live.html\n"
         "from mmcl_core.data import Emoji\n"
         "assert len(Emoji('all')) == 6334\n"
         "print(mmcl_core.__file__, mmcl_book.__file__, sep='\\n')"
