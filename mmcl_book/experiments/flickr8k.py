@@ -5,9 +5,11 @@ published lists of 6,000 pictures to train on, 1,000 to choose settings by (dev)
 on. They are not part of the book: `MMCL_FLICKR8K` names their folder, and there, in `features/`,
 what the frozen encoder says of each picture is kept in float16.
 
-A picture is 25 tokens of an EfficientNet-lite0, or their mean. Words are counted on the training
-captions. The simple rivals are closed forms on the same mean features and on tf-idf: ridge
-regression from pictures to captions, and canonical correlation analysis (CCA).
+A picture is the mean of 25 tokens of an EfficientNet-lite0. Words are counted on the training
+captions. The simple rivals are closed forms on these features and on tf-idf: ridge regression from
+pictures to captions, and canonical correlation analysis (CCA). The methods see captions by the same
+tf-idf, reduced (LSA), and learn a linear map on both sides; so it is the loss that differs. Or they
+learn word vectors of their own.
 """
 
 import os
@@ -29,7 +31,7 @@ from mmcl_core.batches import Batch
 from mmcl_core.data import CaptionFolder, WordTokenizer
 from mmcl_core.data.augment import Augment, compose, finder, paraphrase
 from mmcl_core.data.tokenizer import SPECIALS, split_words
-from mmcl_core.encoders import CaptionEncoder
+from mmcl_core.encoders import CaptionEncoder, Encoded
 from mmcl_core.errors import DataError, MMCLError
 from mmcl_core.evaluation import embed_all, recall_at_k
 from mmcl_core.evaluation.summary import read_all
@@ -61,7 +63,7 @@ SEEDS = (20, 21, 22)
 
 
 class Photographs(NamedTuple):
-    """Pictures to train on, and others that are asked, as tokens or mean features."""
+    """Pictures to train on, and others that are asked, as mean features of the frozen encoder."""
 
     train: FeatureCaptions
     asked: FeatureCaptions
@@ -98,26 +100,27 @@ def read(split: str, tokenizer: WordTokenizer | None = None, size: int = SIZE) -
 
 
 @lru_cache(maxsize=2)
-def photographs(split: str, tokens: bool, min_count: int) -> Photographs:
+def photographs(split: str) -> Photographs:
     """The training pictures and those of a split, by their features.
 
-    Args:
-        split: "dev" or "test".
-        tokens: 25 tokens a picture; else their mean.
-        min_count: words that are rarer in the training captions are unknown.
+    These are standardised, number by number, by the training pictures. Words that stand once in
+    the training captions are unknown.
     """
     plain = read("train")
     texts = (text for i in range(len(plain)) for text in plain.captions(i))
-    words = WordTokenizer.fit(texts, min_count=min_count)
-    return Photographs(*(_featured(read(name, words), tokens) for name in ("train", split)))
+    words = WordTokenizer.fit(texts, min_count=2)
+    data = [read(name, words) for name in ("train", split)]
+    train, asked = (_means(of) for of in data)
+    centre, spread = train.mean(axis=0), train.std(axis=0) + 1e-6
+    features = [(x - centre) / spread for x in (train, asked)]
+    return Photographs(*map(FeatureCaptions, data, features))
 
 
-def _featured(data: CaptionFolder, tokens: bool) -> FeatureCaptions:
-    place = folder() / "features"
-    found = cached_features(data, frozen_encoder(ENCODER), place, name=ENCODER, progress=False)
-    if not tokens:
-        found = np.stack([row.mean(axis=0, dtype=np.float32) for row in found])
-    return FeatureCaptions(data, found)
+def _means(data: CaptionFolder) -> np.ndarray:
+    """The mean over the tokens that the frozen encoder gives, float32 [N, F]; kept on disk."""
+    place, encode = folder() / "features", frozen_encoder(ENCODER)
+    found = cached_features(data, encode, place, name=ENCODER, progress=False)
+    return np.stack([row.mean(axis=0, dtype=np.float32) for row in found])
 
 
 def captions_of(data: CaptionFolder) -> tuple[list[str], Tensor]:
@@ -136,11 +139,55 @@ def says(data: CaptionFolder, words: Sequence[str]) -> Tensor:
 # --- the methods ----------------------------------------------------------------------------------
 
 
+class WordVectors(nn.Module):
+    """Captions by tf-idf: a weighted sum of fixed vectors of their words, then a linear map.
+
+    Args:
+        table: float [V, D], a vector of each word number, as `lsa` makes it.
+        weights: float [V], the idf of each; 0 for padding and what is unknown.
+        middle: float [D], the mean of the training captions.
+        width: of what is returned.
+    """
+
+    table: Tensor
+    weights: Tensor
+    middle: Tensor
+
+    def __init__(self, table: Tensor, weights: Tensor, middle: Tensor, width: int) -> None:
+        super().__init__()
+        for name, value in (("table", table), ("weights", weights), ("middle", middle)):
+            self.register_buffer(name, value)
+        self.map, self.width = FeatureEncoder(table.shape[1], width=width, depth=0), width
+
+    def forward(self, captions: Tensor) -> Encoded:
+        """Captions int64 [B, L] -> `Encoded` with one token."""
+        return self.map(self.sums(captions) - self.middle)
+
+    def sums(self, captions: Tensor) -> Tensor:
+        """The reduced tf-idf of captions, [B, D]."""
+        weights = self.weights[captions]
+        norm = weights.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        return F.embedding_bag(captions, self.table, per_sample_weights=weights / norm, mode="sum")
+
+
+@lru_cache(maxsize=4)
+def lsa(data: CaptionFolder, dims: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What `WordVectors` stands on: the tf-idf of the training captions, by its main directions."""
+    words, svd, _ = _reduced(data, dims)
+    known = words.vocabulary_
+    at = [known.get(word, -1) for word in (*SPECIALS, *data.tokenizer.words)]
+    there = torch.tensor([i >= 0 for i in at])
+    table = torch.from_numpy(svd.components_.T[at]).float() * there[:, None]
+    weights = torch.from_numpy(words.idf_[at]).float() * there
+    middle = WordVectors(table, weights, torch.zeros(table.shape[1]), 8).sums(data.sentences[:, 0])
+    return table, weights, middle.mean(dim=0)
+
+
 def drop_words(share: float) -> Augment:
     """Each word of a caption becomes padding with this probability, which no encoder looks at."""
 
     def apply(batch: Batch) -> Batch:
-        new = {}
+        new: Batch = {}
         for name in ("caption", "caption_view"):
             if name in batch:
                 ids = batch[name]
@@ -159,8 +206,8 @@ def with_tags(data: CaptionFolder, tags: Tensor) -> Augment:
 
 def new_method(
     method: str, data: FeatureCaptions, seed: int, *, steps: int, width: int = 256, dim: int = 256,
-    depth: int = 0, look: int = 0, temperature: float = 0.07, codebook: int = 512,
-    end: float = 15.0, weights: dict[str, float] | None = None, queue: int = 2048,
+    text: int = 400, temperature: float = 0.07, codebook: int = 512, end: float = 15.0,
+    weights: dict[str, float] | None = None, queue: int = 2048,
 ) -> nn.Module:  # fmt: skip
     """One of the five, with the first weights of that seed. Seeds torch.
 
@@ -171,8 +218,7 @@ def new_method(
         steps: of the training, for the cooling of an FDT.
         width: of both encoders; `dim` of the common space.
         dim: see `width`.
-        depth: transformer blocks over the words; without one, a caption is the mean of its words.
-        look: transformer blocks over the tokens of a picture.
+        text: dimensions of the fixed vectors of words; 0 learns vectors of `width`, from nothing.
         temperature: of the contrastive loss; of SigLIP and CLIP where it begins.
         codebook: entries of an FDT.
         end: of its cooling, from 300.
@@ -180,9 +226,7 @@ def new_method(
         queue: of an MCT.
     """
     torch.manual_seed(seed)
-    image = FeatureEncoder(data.width, width=width, depth=look, pool="mean")
-    longest = max(64, data.sentences.shape[2])
-    caption = CaptionEncoder(len(data.tokenizer), width=width, depth=depth, max_length=longest)
+    image, caption = FeatureEncoder(data.width, width=width, depth=0), _of_words(data, text, width)
     if method == "CLIP":
         return CLIP(image, caption, dim=dim, temperature=temperature)
     if method == "SigLIP":
@@ -206,10 +250,17 @@ def new_method(
     raise MMCLError(f"method must be one of CLIP, SigLIP, MCT, FDT, GMC; got {method!r}")
 
 
+def _of_words(data: FeatureCaptions, text: int, width: int) -> nn.Module:
+    if text:
+        return WordVectors(*lsa(data, text), width)
+    longest = max(64, data.sentences.shape[2])
+    return CaptionEncoder(len(data.tokenizer), width=width, depth=0, max_length=longest)
+
+
 def train(
-    seed: int, photos: Photographs, *, method: str, epochs: int = 30, batch_size: int = 512,
-    lr: float = 2e-3, weight_decay: float = 0.1, words: float = 0.0, values: float = 0.0,
-    tokens: float = 0.0, **settings: Any,
+    seed: int, photos: Photographs, *, method: str, epochs: int = 15, batch_size: int = 512,
+    lr: float = 2e-3, weight_decay: float = 0.1, words: float = 0.2, values: float = 0.5,
+    **settings: Any,
 ) -> nn.Module:  # fmt: skip
     """Trains one method; in each epoch a picture comes with one of its five captions.
 
@@ -218,7 +269,7 @@ def train(
         photos: what to train on.
         method: see `new_method`; `settings`, too.
         epochs: of the training; likewise `batch_size`, `lr` and `weight_decay`, as of `fit`.
-        words: share of the words that are dropped; likewise `values` of features, and `tokens`.
+        words: share of the words that are dropped; likewise `values` of the features.
     """
     data = photos.train
     batch_size = min(batch_size, len(data))
@@ -227,7 +278,7 @@ def train(
     views = ["image", "image_view"] if method == "MCT" else ["image"]
     augments = [
         paraphrase(data, view=method == "MCT"),
-        drop_features(tokens=tokens, values=values, views=views),
+        drop_features(values=values, views=views),
         drop_words(words),
     ]
     if method == "MCT":
@@ -249,54 +300,54 @@ class Rival(NamedTuple):
     caption: Callable[[Sequence[str]], np.ndarray]
 
 
-def _tf_idf(data: CaptionFolder, dims: int, seed: int) -> tuple[Any, np.ndarray]:
-    """Texts to tf-idf, reduced; and that of the training pictures, all captions as one text."""
+@lru_cache(maxsize=4)
+def _reduced(data: CaptionFolder, dims: int) -> tuple[Any, Any, np.ndarray]:
+    """tf-idf and its reduction, and that of the training pictures, all captions as one text."""
     words = TfidfVectorizer(analyzer=split_words, min_df=2, sublinear_tf=True)
     whole = words.fit_transform([" ".join(data.captions(i)) for i in range(len(data))])
-    svd = TruncatedSVD(min(dims, whole.shape[1] - 1), random_state=seed)
+    svd = TruncatedSVD(min(dims, whole.shape[1] - 1), random_state=0)
     kept = svd.fit_transform(whole)
+    return words, svd, kept
+
+
+def _tf_idf(data: CaptionFolder, dims: int) -> tuple[Any, np.ndarray]:
+    """Texts to reduced tf-idf, and that of the training pictures."""
+    words, svd, kept = _reduced(data, dims)
     return (lambda texts: svd.transform(words.transform(list(texts)))), kept
 
 
-def _means(data: FeatureCaptions) -> np.ndarray:
+def _numbers(data: FeatureCaptions) -> np.ndarray:
     return data.batch(range(len(data)))["image"].double().numpy()
 
 
-def ridge(data: FeatureCaptions, seed: int, *, dims: int, alpha: float) -> Rival:
-    """From standardised mean features to tf-idf, by least squares with a penalty.
+def ridge(data: FeatureCaptions, *, dims: int, alpha: float) -> Rival:
+    """From mean features to tf-idf, by least squares with a penalty.
 
     Args:
-        data: mean features.
-        seed: of the reduction of tf-idf.
-        dims: to which it is reduced.
+        data: standardised features.
+        dims: to which tf-idf is reduced.
         alpha: the penalty, times the number of pictures.
     """
-    texts, y = _tf_idf(data, dims, seed)
-    x = _means(data)
-    centre, spread = x.mean(0), x.std(0) + 1e-6
-    x, middle = (x - centre) / spread, y.mean(0)
+    texts, y = _tf_idf(data, dims)
+    x, middle = _numbers(data), y.mean(0)
     normal = x.T @ x + alpha * len(x) * np.eye(x.shape[1])
     to_text = np.linalg.solve(normal, x.T @ (y - middle))
-    return Rival(lambda f: (f - centre) / spread @ to_text, lambda t: texts(t) - middle)
+    return Rival(lambda f: f @ to_text, lambda t: texts(t) - middle)
 
 
-def cca(
-    data: FeatureCaptions, seed: int, *, dims: int, alpha: float, kept: int, power: float
-) -> Rival:
+def cca(data: FeatureCaptions, *, dims: int, alpha: float, kept: int, power: float) -> Rival:
     """Directions of features and of tf-idf that agree most, both penalised.
 
     Args:
-        data: mean features.
-        seed: of the reduction of tf-idf.
-        dims: to which it is reduced before.
+        data: standardised features.
+        dims: to which tf-idf is reduced before.
         alpha: penalty of both, as a share of the mean variance.
         kept: number of directions.
         power: of its correlation, by which each direction is weighted.
     """
-    texts, y = _tf_idf(data, dims, seed)
-    x = _means(data)
-    centre, spread, middle = x.mean(0), x.std(0) + 1e-6, y.mean(0)
-    x, y = (x - centre) / spread, y - middle
+    texts, y = _tf_idf(data, dims)
+    x, middle = _numbers(data), y.mean(0)
+    y = y - middle
 
     def whitening(z: np.ndarray) -> np.ndarray:
         cov = z.T @ z / len(z)
@@ -308,7 +359,7 @@ def cca(
     left, strength, right = np.linalg.svd(one @ (x.T @ y / len(x)) @ other, full_matrices=False)
     weight = strength[:kept] ** power
     a, b = one @ left[:, :kept] * weight, other @ right[:kept].T * weight
-    return Rival(lambda f: (f - centre) / spread @ a, lambda t: (texts(t) - middle) @ b)
+    return Rival(lambda f: f @ a, lambda t: (texts(t) - middle) @ b)
 
 
 # --- what is measured -----------------------------------------------------------------------------
@@ -327,7 +378,7 @@ def asked_of_rival(rival: Rival, data: FeatureCaptions) -> Asked:
     texts, _ = captions_of(data)
     image, caption, typed = (
         torch.from_numpy(np.asarray(z)).float()
-        for z in (rival.image(_means(data)), rival.caption(texts), rival.caption(QUERIES))
+        for z in (rival.image(_numbers(data)), rival.caption(texts), rival.caption(QUERIES))
     )
     return Asked(*(F.normalize(z + 1e-9, dim=1) for z in (image, caption, typed)))
 
@@ -415,41 +466,78 @@ def codebook(method: FDT, data: FeatureCaptions, seed: int) -> dict[str, float]:
     return measured | {f"tokens of {w}": float((noun == i).sum()) for i, w in enumerate(NOUNS)}
 
 
-def run(
-    seed: int, *, method: str, asked: str = "test", tokens_of: bool = False, min_count: int = 2,
-    **settings: Any,
-) -> dict[str, float]:  # fmt: skip
+@lru_cache(maxsize=64)
+def _of_rival(method: str, asked: str, settings: tuple[tuple[str, Any], ...]) -> dict[str, float]:
+    """What a closed form gives, whatever the seed."""
+    photos = photographs(asked)
+    rivals: dict[str, Any] = {"ridge": ridge, "CCA": cca}
+    rival = rivals[method](photos.train, **dict(settings))
+    return measure(asked_of_rival(rival, photos.asked), photos.asked)
+
+
+def run(seed: int, *, method: str, asked: str = "test", **settings: Any) -> dict[str, float]:
     """Trains on the training pictures, and measures on those of a split.
 
     Args:
         seed: of all that is drawn in the training.
         method: "ridge", "CCA", or see `new_method`.
         asked: the split, "test"; or "dev" in trials.
-        tokens_of: pictures are 25 tokens; else their mean.
-        min_count: words that are rarer in the training captions are unknown.
         settings: of `train`, or of `ridge` and `cca`.
 
     Returns:
         What `measure` gives; of an FDT, also what `codebook` does.
     """
-    photos = photographs(asked, tokens_of, min_count)
-    rivals: dict[str, Any] = {"ridge": ridge, "CCA": cca}
-    if method in rivals:
-        rival = rivals[method](photos.train, seed, **settings)
-        return measure(asked_of_rival(rival, photos.asked), photos.asked)
+    if method in ("ridge", "CCA"):
+        return dict(_of_rival(method, asked, tuple(settings.items())))
+    photos = photographs(asked)
     model = train(seed, photos, method=method, **settings)
     measured = measure(asked_of(model, photos.asked), photos.asked)
     return measured | codebook(model, photos.asked, seed) if isinstance(model, FDT) else measured
 
 
-TRIALS: dict[str, Trials] = {}
+def _tried(method: str, **settings: dict[str, Any]) -> Trials:
+    return Trials(
+        "recall@10",
+        {name: {"method": method, "asked": "dev"} | of for name, of in settings.items()},
+    )
+
+
+LESS_DROPPED = {"values": 0.3, "words": 0.1}
+TRIALS = {
+    "ridge": Trials(
+        "recall@10",
+        {
+            f"{dims} dimensions, penalty {alpha:g}": {
+                "method": "ridge", "asked": "dev", "dims": dims, "alpha": alpha,
+            }
+            for dims in (200, 400, 800)
+            for alpha in (0.3, 1.0, 3.0)
+        },
+    ),
+    "CCA": Trials(
+        "recall@10",
+        {
+            f"penalty {alpha:g}, power {power:g}": {
+                "method": "CCA", "asked": "dev", "dims": 400, "kept": 200,
+                "alpha": alpha, "power": power,
+            }
+            for alpha in (0.3, 0.5, 1.0)
+            for power in (1.0, 2.0)
+        },
+    ),
+    "CLIP": _tried("CLIP", usual={}, less=LESS_DROPPED),
+    "FDT": _tried("FDT", usual={}, warm={"end": 60.0}),
+    "SigLIP": _tried("SigLIP", usual={}),
+    "GMC": _tried("GMC", usual={}),
+    "MCT": _tried("MCT", usual={"batch_size": 256}),
+}  # fmt: skip
 BETTER: tuple[Better, ...] = ()
 CONDITIONS: dict[str, dict[str, Any]] = {
-    "ridge": {"method": "ridge", "dims": 200, "alpha": 1.0},
-    "CCA": {"method": "CCA", "dims": 500, "alpha": 0.1, "kept": 200, "power": 2.0},
+    "ridge": {"method": "ridge", "dims": 400, "alpha": 1.0},
+    "CCA": {"method": "CCA", "dims": 400, "alpha": 0.5, "kept": 200, "power": 1.0},
     "CLIP": {"method": "CLIP"},
     "SigLIP": {"method": "SigLIP"},
-    "MCT": {"method": "MCT"},
-    "FDT": {"method": "FDT", "tokens_of": True},
+    "MCT": {"method": "MCT", "batch_size": 256},
+    "FDT": {"method": "FDT"},
     "GMC": {"method": "GMC"},
 }

@@ -15,7 +15,7 @@ from mmcl_core.errors import DataError, MMCLError
 from mmcl_core.methods import FDT, GMC, MCT, SigLIP
 
 COUNTS = {"train": 40, "dev": 12, "test": 12}
-TINY = {"epochs": 1, "batch_size": 16, "width": 32, "dim": 16}
+TINY = {"epochs": 1, "batch_size": 16, "width": 32, "dim": 16, "text": 8}
 
 
 def encode(pictures: torch.Tensor) -> torch.Tensor:
@@ -43,9 +43,14 @@ def folder(tmp_path_factory):
         patch.setattr(flickr8k, "QUERIES", ("red", "ring"))
         patch.setattr(flickr8k, "NOUNS", ("ring", "star", "square"))
         patch.setattr(flickr8k, "TOP", 4)
-        flickr8k.photographs.cache_clear()
+        forget()
         yield root
-    flickr8k.photographs.cache_clear()
+    forget()
+
+
+def forget() -> None:
+    for kept in (flickr8k.photographs, flickr8k.lsa, flickr8k._reduced, flickr8k._of_rival):
+        kept.cache_clear()
 
 
 def in_small(condition: str) -> dict:
@@ -117,12 +122,17 @@ def test_a_folder_that_lacks_pictures_is_no_flickr8k(folder, tmp_path, monkeypat
 
 
 def test_words_are_counted_on_the_training_captions_alone(folder) -> None:
-    photos = flickr8k.photographs("test", False, 2)
+    photos = flickr8k.photographs("test")
     plain = flickr8k.read("train")
     said = [w for i in range(len(plain)) for t in plain.captions(i) for w in split_words(t)]
     assert set(photos.asked.tokenizer.words) == {w for w in said if said.count(w) >= 2}
     assert photos.train.batch([0])["image"].shape == (1, 6)
-    assert flickr8k.photographs("test", True, 2).train.batch([0])["image"].shape == (1, 4, 6)
+    x = photos.train.batch(range(COUNTS["train"]))["image"]
+    torch.testing.assert_close(x.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    pictures = plain.batch(range(COUNTS["train"]))["image"]
+    mean = encode(pictures).mean(1)
+    expected = (mean - mean.mean(0)) / mean.std(0, correction=0)
+    torch.testing.assert_close(x, expected, atol=0.02, rtol=0.02)  # float16 on the disk
 
 
 def test_captions_know_their_picture(folder) -> None:
@@ -155,7 +165,7 @@ def test_tags_are_those_of_the_samples(folder) -> None:
 
 
 def test_each_method_is_what_it_says(folder) -> None:
-    data = flickr8k.photographs("dev", False, 2).train
+    data = flickr8k.photographs("dev").train
     kinds = {"SigLIP": SigLIP, "FDT": FDT, "GMC": GMC, "MCT": MCT}
     for name, kind in kinds.items():
         made = flickr8k.new_method(name, data, 0, steps=5, width=32, dim=16, queue=32)
@@ -164,21 +174,36 @@ def test_each_method_is_what_it_says(folder) -> None:
         flickr8k.new_method("BLIP", data, 0, steps=5)
 
 
+def test_fixed_word_vectors_give_the_reduced_tf_idf(folder) -> None:
+    """As scikit-learn has it, where no word stands twice."""
+    data = flickr8k.photographs("dev").train
+    words = flickr8k.WordVectors(*flickr8k.lsa(data, 8), 16)
+    texts = ["a red ring", "there is a blue star", "we see nothingknown ring"]
+    vectorizer, svd, _ = flickr8k._reduced(data, 8)
+    expected = svd.transform(vectorizer.transform(texts))
+    ids = data.tokenizer.encode_batch(texts)
+    np.testing.assert_allclose(words.sums(ids).numpy(), expected, atol=1e-5)
+    assert torch.equal(words.sums(flickr8k.drop_words(0.0)({"caption": ids})["caption"]),
+                       words.sums(ids))  # fmt: skip
+    mean = words.sums(data.sentences[:, 0]).mean(0)
+    torch.testing.assert_close(mean, words.middle)
+    assert words(ids).pooled.shape == (3, 16)
+
+
 # --- the rivals -----------------------------------------------------------------------------------
 
 
 def test_ridge_is_the_loop_over_its_equations(folder) -> None:
-    data = flickr8k.photographs("dev", False, 2).train
+    data = flickr8k.photographs("dev").train
     alpha = 0.3
-    rival = flickr8k.ridge(data, 0, dims=5, alpha=alpha)
-    x = data.batch(range(len(data)))["image"].double().numpy()
+    rival = flickr8k.ridge(data, dims=5, alpha=alpha)
+    z = data.batch(range(len(data)))["image"].double().numpy()
     y = rival.caption([" ".join(data.captions(i)) for i in range(len(data))])
     np.testing.assert_allclose(y.mean(0), 0, atol=1e-8)
-    z = (x - x.mean(0)) / (x.std(0) + 1e-6)
-    given = rival.image(x)
+    given = rival.image(z)
     # The gradient of the penalised squares is 0: Z'(ZW - Y) + alpha N W = 0.
     w = np.linalg.lstsq(z, given, rcond=None)[0]
-    np.testing.assert_allclose(z.T @ (given - y) + alpha * len(x) * w, 0, atol=1e-5)
+    np.testing.assert_allclose(z.T @ (given - y) + alpha * len(z) * w, 0, atol=1e-5)
 
 
 def test_cca_finds_what_two_sides_share(folder, monkeypatch) -> None:
@@ -186,9 +211,9 @@ def test_cca_finds_what_two_sides_share(folder, monkeypatch) -> None:
     shared = rng.standard_normal((300, 1))
     x = np.hstack([rng.standard_normal((300, 3)), shared + 0.1 * rng.standard_normal((300, 1))])
     y = np.hstack([shared, rng.standard_normal((300, 2))])
-    monkeypatch.setattr(flickr8k, "_means", lambda data: x)
-    monkeypatch.setattr(flickr8k, "_tf_idf", lambda data, dims, seed: (lambda texts: y, y))
-    rival = flickr8k.cca(None, 0, dims=3, alpha=1e-6, kept=1, power=1.0)
+    monkeypatch.setattr(flickr8k, "_numbers", lambda data: x)
+    monkeypatch.setattr(flickr8k, "_tf_idf", lambda data, dims: (lambda texts: y, y))
+    rival = flickr8k.cca(None, dims=3, alpha=1e-6, kept=1, power=1.0)
     found = np.corrcoef(rival.image(x)[:, 0], rival.caption(())[:, 0])[0, 1]
     assert found > 0.99
 
@@ -197,7 +222,7 @@ def test_cca_finds_what_two_sides_share(folder, monkeypatch) -> None:
 
 
 def test_perfect_embeddings_find_all(folder) -> None:
-    data = flickr8k.photographs("dev", False, 2).asked
+    data = flickr8k.photographs("dev").asked
     _, rows = flickr8k.captions_of(data)
     image = torch.eye(len(data))
     has = flickr8k.says(data, flickr8k.QUERIES).float()
