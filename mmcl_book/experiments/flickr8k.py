@@ -503,7 +503,7 @@ def _tried(method: str, **settings: dict[str, Any]) -> Trials:
 
 
 # The other methods have the settings of CLIP.
-LESS_DROPPED = {"values": 0.3, "words": 0.1}
+LONGER: dict[str, Any] = {"text": 800, "epochs": 20}
 TRIALS = {
     "ridge": Trials(
         "recall@10",
@@ -526,7 +526,7 @@ TRIALS = {
             for power in (1.0, 2.0)
         },
     ),
-    "CLIP": _tried("CLIP", usual={}, less=LESS_DROPPED),
+    "CLIP": _tried("CLIP", longer=LONGER, usual={}),
 }  # fmt: skip
 BETTER: tuple[Better, ...] = ()
 CONDITIONS: dict[str, dict[str, Any]] = {
