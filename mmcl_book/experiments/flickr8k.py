@@ -528,13 +528,27 @@ TRIALS = {
     ),
     "CLIP": _tried("CLIP", longer=LONGER, usual={}),
 }  # fmt: skip
-BETTER: tuple[Better, ...] = ()
 CONDITIONS: dict[str, dict[str, Any]] = {
-    "ridge": {"method": "ridge", "dims": 400, "alpha": 1.0},
-    "CCA": {"method": "CCA", "dims": 400, "alpha": 0.5, "kept": 200, "power": 1.0},
-    "CLIP": {"method": "CLIP"},
-    "SigLIP": {"method": "SigLIP"},
-    "MCT": {"method": "MCT", "batch_size": 256},
-    "FDT": {"method": "FDT"},
-    "GMC": {"method": "GMC"},
+    "ridge": {"method": "ridge", "dims": 800, "alpha": 1.0},
+    "CCA": {"method": "CCA", "dims": 400, "kept": 200, "alpha": 0.5, "power": 1.0},
+    "CLIP": {"method": "CLIP"} | LONGER,
+    "FDT": {"method": "FDT"} | LONGER,
 }
+THERE, BACK = "recall@10, image to caption", "recall@10, caption to image"
+BETTER = (
+    Better(
+        "CLIP",
+        ("ridge",),
+        THERE,
+        by=0.08,
+        says="CLIP finds a caption of a photograph more often than ridge regression",
+    ),
+    Better("CLIP", ("ridge",), BACK, by=0.0, says="And the photograph of a caption"),
+    Better(
+        "CLIP",
+        ("ridge", "CCA"),
+        THERE,
+        by=0.01,
+        says="It finds a caption of a photograph more often than CCA, too",
+    ),
+)
