@@ -533,6 +533,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "CCA": {"method": "CCA", "dims": 400, "kept": 200, "alpha": 0.5, "power": 1.0},
     "CLIP": {"method": "CLIP"} | LONGER,
     "FDT": {"method": "FDT"} | LONGER,
+    "SigLIP": {"method": "SigLIP"} | LONGER,
 }
 THERE, BACK = "recall@10, image to caption", "recall@10, caption to image"
 BETTER = (
