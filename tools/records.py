@@ -19,6 +19,8 @@ from mmcl_core.errors import MMCLError
 
 ROOT = Path(__file__).resolve().parent.parent
 AT_A_TIME = 2
+# The variable of the environment that names the data which a record is made from.
+NEEDS = {"flickr8k": "MMCL_FLICKR8K"}
 ALONE = {"scaling"}  # its seconds are those of processes that have the machine for themselves
 
 
@@ -53,8 +55,12 @@ def main(names: list[str]) -> int:
     # spinning for a moment only costs nothing on a quiet one.
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not names:
+        names = [name for name in EXPERIMENTS if os.environ.get(NEEDS.get(name, "PATH"))]
+        for name in NEEDS.keys() - set(names):
+            print(f"{name} stays as it is: {NEEDS[name]} names no folder")
     try:
-        todo = plan(names or list(EXPERIMENTS))
+        todo = plan(names)
     except MMCLError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

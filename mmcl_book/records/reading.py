@@ -34,7 +34,8 @@ FALSE_ALARMS = 0.01  # of the calls of `check_live` whose run is as good as a fu
 # The measures that are shares, by how their names begin; all others may be any number.
 SHARES = re.compile(
     r"(accuracy|agreement|bags|calibration error|calls on background|caption_to_image|chance|colour"
-    r"|confidence|found|image_to_caption|paraphrase|pointing|position|probe|recall|same tags|shape"
+    r"|confidence|found|image_to_caption|named|paraphrase|pointing|position|precision|probe|recall"
+    r"|same tags|shape"
     r"|shared|size|texture|told|tokens in common|two tags|weight|without|\w+ alone @)\b"
 )
 

@@ -137,7 +137,7 @@ def test_conditions_have_the_settings_that_the_trials_chose(name: str) -> None:
         config = dict(module.TRIALS[method].settings[setting])
         asked = config.pop("asked")
         assert module.CONDITIONS[method] == config, f"{method}: {setting} was the best"
-        assert asked == 555, "the scenes of trials are no test scenes"
+        assert asked in (555, "dev"), "what is asked in trials is no test"
 
 
 @pytest.mark.parametrize("name", WITH_TRIALS)
