@@ -241,7 +241,11 @@ STEADY = ["shape after", "size after", "position after"]
 LIVE: list[tuple[str, str, list[str]]] = [
     ("gap", "learned 0.07", []), ("granularity", "detail 1", STEADY),
     ("granularity", "detail 4", STEADY),
-    ("structure", "trained", []), ("missing", "fusion", [
+    ("structure", "trained", [
+        "recall, pooled", "recall, words", "recall, phrases",
+        "bags, pooled", "bags, words", "bags, phrases",
+    ]),
+    ("missing", "fusion", [
         "accuracy, image", "accuracy, caption", "accuracy, tags", "accuracy, image + caption",
         "accuracy, image + tags", "accuracy, caption + tags", "accuracy, image + caption + tags",
     ]),
