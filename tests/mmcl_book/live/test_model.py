@@ -22,6 +22,8 @@ from mmcl_core.errors import MMCLError
 from mmcl_core.evaluation.probes import fit_probe
 from mmcl_core.methods import CLIP, FDT, GMC, LateFusion, MoCo, SigLIP
 
+pytestmark = pytest.mark.browser
+
 HERE = Path(mmcl_book.live.__file__).parent
 SCRIPTS = [(HERE / name).read_text(encoding="utf-8") for name in ("model.js", "draw.js")]
 CLOSE = 1e-5

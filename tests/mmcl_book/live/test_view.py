@@ -18,6 +18,8 @@ from mmcl_core.encoders import CaptionEncoder, ImageEncoder, TagEncoder
 from mmcl_core.errors import MMCLError, ShapeError
 from mmcl_core.methods import CLIP, FDT, GMC, LateFusion
 
+pytestmark = pytest.mark.browser
+
 WORDS = {
     "alt": "A scene of two objects in front of a grey background, at the beginning.",
     "moving": "Whatever is changed, the similarity is computed anew.",
@@ -73,6 +75,8 @@ def html_of(name: str) -> str:
     )
 
 
+ALL_ON = """document.querySelectorAll(".mmcl-on").length ===
+    document.querySelectorAll(".mmcl-place").length"""
 VIEWS = ["pair", "tokens", "parts", "circle"]
 
 
@@ -96,7 +100,7 @@ def opened(browser: Browser, pages):
         page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
         page.on("request", lambda r: faults.append(r.url) if r.url.startswith("http") else None)
         page.goto(pages[name].as_uri())
-        page.locator(".mmcl-on").first.wait_for()
+        page.wait_for_function(ALL_ON)
         return page
 
     yield open_
