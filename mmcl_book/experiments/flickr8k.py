@@ -14,7 +14,7 @@ learn word vectors of their own.
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
+from mmcl_book.experiments.closed_forms import Rival, cca, numbers, reduced, ridge
 from mmcl_book.experiments.protocol import Better, Trials
 from mmcl_core.batches import Batch
 from mmcl_core.data import CaptionFolder, WordTokenizer
@@ -161,26 +160,26 @@ class WordVectors(nn.Module):
 
     def forward(self, captions: Tensor) -> Encoded:
         """Captions int64 [B, L] -> `Encoded` with one token."""
-        return self.map(self.sums(captions) - self.middle)
+        return self.map(summed(captions, self.table, self.weights) - self.middle)
 
-    def sums(self, captions: Tensor) -> Tensor:
-        """The reduced tf-idf of captions, [B, D]."""
-        weights = self.weights[captions]
-        norm = weights.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        return F.embedding_bag(captions, self.table, per_sample_weights=weights / norm, mode="sum")
+
+def summed(captions: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+    """The reduced tf-idf of captions int64 [B, L], by the vectors and weights of words: [B, D]."""
+    mine = weights[captions]
+    share = mine / mine.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    return F.embedding_bag(captions, table, per_sample_weights=share, mode="sum")
 
 
 @lru_cache(maxsize=4)
 def lsa(data: CaptionFolder, dims: int) -> tuple[Tensor, Tensor, Tensor]:
     """What `WordVectors` stands on: the tf-idf of the training captions, by its main directions."""
-    words, svd, _ = _reduced(data, dims)
+    words, svd, _ = reduced(data, dims)
     known = words.vocabulary_
     at = [known.get(word, -1) for word in (*SPECIALS, *data.tokenizer.words)]
     there = torch.tensor([i >= 0 for i in at])
     table = torch.from_numpy(svd.components_.T[at]).float() * there[:, None]
     weights = torch.from_numpy(words.idf_[at]).float() * there
-    middle = WordVectors(table, weights, torch.zeros(table.shape[1]), 8).sums(data.sentences[:, 0])
-    return table, weights, middle.mean(dim=0)
+    return table, weights, summed(data.sentences[:, 0], table, weights).mean(dim=0)
 
 
 def drop_words(share: float) -> Augment:
@@ -290,78 +289,6 @@ def train(
     return model
 
 
-# --- the simple rivals ----------------------------------------------------------------------------
-
-
-class Rival(NamedTuple):
-    """A closed form: what it makes of mean features [N, F], and of texts."""
-
-    image: Callable[[np.ndarray], np.ndarray]
-    caption: Callable[[Sequence[str]], np.ndarray]
-
-
-@lru_cache(maxsize=4)
-def _reduced(data: CaptionFolder, dims: int) -> tuple[Any, Any, np.ndarray]:
-    """tf-idf and its reduction, and that of the training pictures, all captions as one text."""
-    words = TfidfVectorizer(analyzer=split_words, min_df=2, sublinear_tf=True)
-    whole = words.fit_transform([" ".join(data.captions(i)) for i in range(len(data))])
-    svd = TruncatedSVD(min(dims, whole.shape[1] - 1), random_state=0)
-    kept = svd.fit_transform(whole)
-    return words, svd, kept
-
-
-def _tf_idf(data: CaptionFolder, dims: int) -> tuple[Any, np.ndarray]:
-    """Texts to reduced tf-idf, and that of the training pictures."""
-    words, svd, kept = _reduced(data, dims)
-    return (lambda texts: svd.transform(words.transform(list(texts)))), kept
-
-
-def _numbers(data: FeatureCaptions) -> np.ndarray:
-    return data.batch(range(len(data)))["image"].double().numpy()
-
-
-def ridge(data: FeatureCaptions, *, dims: int, alpha: float) -> Rival:
-    """From mean features to tf-idf, by least squares with a penalty.
-
-    Args:
-        data: standardised features.
-        dims: to which tf-idf is reduced.
-        alpha: the penalty, times the number of pictures.
-    """
-    texts, y = _tf_idf(data, dims)
-    x, middle = _numbers(data), y.mean(0)
-    normal = x.T @ x + alpha * len(x) * np.eye(x.shape[1])
-    to_text = np.linalg.solve(normal, x.T @ (y - middle))
-    return Rival(lambda f: f @ to_text, lambda t: texts(t) - middle)
-
-
-def cca(data: FeatureCaptions, *, dims: int, alpha: float, kept: int, power: float) -> Rival:
-    """Directions of features and of tf-idf that agree most, both penalised.
-
-    Args:
-        data: standardised features.
-        dims: to which tf-idf is reduced before.
-        alpha: penalty of both, as a share of the mean variance.
-        kept: number of directions.
-        power: of its correlation, by which each direction is weighted.
-    """
-    texts, y = _tf_idf(data, dims)
-    x, middle = _numbers(data), y.mean(0)
-    y = y - middle
-
-    def whitening(z: np.ndarray) -> np.ndarray:
-        cov = z.T @ z / len(z)
-        cov += alpha * np.trace(cov) / len(cov) * np.eye(len(cov))
-        values, vectors = np.linalg.eigh(cov)
-        return vectors / np.sqrt(values) @ vectors.T
-
-    one, other = whitening(x), whitening(y)
-    left, strength, right = np.linalg.svd(one @ (x.T @ y / len(x)) @ other, full_matrices=False)
-    weight = strength[:kept] ** power
-    a, b = one @ left[:, :kept] * weight, other @ right[:kept].T * weight
-    return Rival(lambda f: f @ a, lambda t: (texts(t) - middle) @ b)
-
-
 # --- what is measured -----------------------------------------------------------------------------
 
 
@@ -378,7 +305,7 @@ def asked_of_rival(rival: Rival, data: FeatureCaptions) -> Asked:
     texts, _ = captions_of(data)
     image, caption, typed = (
         torch.from_numpy(np.asarray(z)).float()
-        for z in (rival.image(_numbers(data)), rival.caption(texts), rival.caption(QUERIES))
+        for z in (rival.image(numbers(data)), rival.caption(texts), rival.caption(QUERIES))
     )
     return Asked(*(F.normalize(z + 1e-9, dim=1) for z in (image, caption, typed)))
 

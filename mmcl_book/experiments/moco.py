@@ -37,7 +37,8 @@ PROBED = (2000, 1000)  # one-object scenes that a probe learns from, and is test
 EVERY = 8  # steps after which `FreshKeys` makes all its keys anew
 
 
-def _tried(training: str, *rates: float) -> Trials:
+def tried(measure: str, training: str, *rates: float) -> Trials:
+    """Learning rates at two temperatures, to choose from by a measure."""
     settings = {
         f"lr {lr}, T {t}": {
             "training": training, "lr": lr, "temperature": t, "asked": small.VALIDATION_SEED,
@@ -45,13 +46,13 @@ def _tried(training: str, *rates: float) -> Trials:
         for lr in rates
         for t in (0.05, 0.1)
     }  # fmt: skip
-    return Trials("colour", settings)
+    return Trials(measure, settings)
 
 
 TRIALS = {
-    "a queue": _tried("queue", 1e-3, 2e-3, 4e-3),
-    "in the batch": _tried("batch", 5e-4, 1e-3, 2e-3, 4e-3),
-    "in the batch, both views": _tried("both views", 5e-4, 1e-3, 2e-3, 4e-3),
+    "a queue": tried("colour", "queue", 1e-3, 2e-3, 4e-3),
+    "in the batch": tried("colour", "batch", 5e-4, 1e-3, 2e-3, 4e-3),
+    "in the batch, both views": tried("colour", "both views", 5e-4, 1e-3, 2e-3, 4e-3),
 }
 # The best of the trials: of a queue, and of its two rivals.
 OF_QUEUE = {"training": "queue", "lr": 2e-3, "temperature": 0.05}

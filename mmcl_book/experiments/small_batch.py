@@ -9,28 +9,17 @@ from typing import Any
 from torch import nn
 
 from mmcl_book.experiments import moco, small
-from mmcl_book.experiments.protocol import Better, Trials
+from mmcl_book.experiments.protocol import Better
 from mmcl_core.training import fit
 
 SEEDS = tuple(range(20, 30))
 BATCH, EPOCHS = 4, 2
 
 
-def _tried(training: str, *rates: float) -> Trials:
-    settings = {
-        f"lr {lr:g}, T {t}": {
-            "training": training, "lr": lr, "temperature": t, "asked": small.VALIDATION_SEED,
-        }
-        for lr in rates
-        for t in (0.05, 0.1)
-    }  # fmt: skip
-    return Trials("recall", settings)
-
-
 TRIALS = {
-    "a queue": _tried("queue", 5e-4, 1e-3, 2e-3),
-    "in the batch": _tried("batch", 5e-4, 1e-3, 2e-3),
-    "in the batch, both views": _tried("both views", 5e-4, 1e-3, 2e-3),
+    "a queue": moco.tried("recall", "queue", 5e-4, 1e-3, 2e-3),
+    "in the batch": moco.tried("recall", "batch", 5e-4, 1e-3, 2e-3),
+    "in the batch, both views": moco.tried("recall", "both views", 5e-4, 1e-3, 2e-3),
 }
 RIVALS = {"in the batch": "batch", "in the batch, both views": "both views"}
 CONDITIONS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ Titles are findings, and the caller writes them: only the caller knows what was 
 
 from mmcl_book.figures.charts import bars, curve_panels, curves, histograms, intervals
 from mmcl_book.figures.diagrams import Arrow, Box, diagram
-from mmcl_book.figures.frames import map_and_bars, map_and_curves, similarity_and_map
+from mmcl_book.figures.frames import map_and_curves
 from mmcl_book.figures.heatmaps import matrices
 from mmcl_book.figures.pictures import overlays, pairs, scenes
 from mmcl_book.figures.scores import scorecard
@@ -26,7 +26,7 @@ from mmcl_book.figures.style import (
     YELLOW,
     house_style,
 )
-from mmcl_book.figures.tokens import token_card, tokens_of_scene
+from mmcl_book.figures.tokens import token_card
 
 __all__ = [
     "BLUE",
@@ -50,7 +50,6 @@ __all__ = [
     "histograms",
     "house_style",
     "intervals",
-    "map_and_bars",
     "map_and_curves",
     "matrices",
     "overlays",
@@ -58,8 +57,6 @@ __all__ = [
     "points",
     "scenes",
     "scorecard",
-    "similarity_and_map",
     "spheres",
     "token_card",
-    "tokens_of_scene",
 ]

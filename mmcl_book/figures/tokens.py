@@ -1,6 +1,6 @@
 """Tokens that pictures and words share: who calls one, and where those of one scene are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from mmcl_book.figures.pictures import muted
 from mmcl_book.figures.style import (
     BLUE,
     GREEN,
@@ -74,67 +73,6 @@ def token_card(
     top, bottom = (figure.add_axes((0.66, y, 0.32, h)) for y, h in ((0.52, 0.36), (0.06, 0.33)))
     _shares(top, dict(named), BLUE, "words that call it (share of calls)")
     _shares(bottom, values, GREEN, "under the patches that call it (share)")
-    _title(figure, title)
-    return figure
-
-
-@house_style
-def tokens_of_scene(
-    picture: Tensor,
-    maps: Tensor,
-    words: Sequence[str],
-    by_word: Array,
-    names: Sequence[str],
-    *,
-    title: str,
-    length: int = 0,
-    size: tuple[float, float] = (8.4, 4.6),
-) -> Figure:
-    """A picture under a map for each of its tokens, and below them the words, one row a token.
-
-    A frame of a widget. Maps and words have a colour scale each, from 0.
-
-    Args:
-        picture: [3, H, W], uint8 or float in [0, 1].
-        maps: [K, h, w], what each patch gives each token; at least 0.
-        words: L words of the sentence.
-        by_word: [K, L], what each word gives each token; at least 0.
-        names: of the K tokens.
-        title: the finding.
-        length: room for so many words; 0 is as many as there are.
-        size: inches.
-
-    Raises:
-        ShapeError: not as many names, maps and rows, or columns and words.
-    """
-    given = as_array(by_word)
-    if given.shape != (len(names), len(words)) or len(maps) != len(names):
-        raise ShapeError(
-            f"expected {len(names)} maps and by_word [{len(names)}, {len(words)}]; got {len(maps)} "
-            f"and {list(given.shape)}"
-        )
-    figure = plt.figure(figsize=size, layout="none")
-    axis = figure.add_axes((0.01, 0.54, 0.98, 0.36))
-    axis.axis("off")
-    high = max(float(maps.max()), 1e-6)
-    _place(axis, as_rgb(picture), 0, 0.12)
-    for i, values in enumerate(as_array(maps), start=1):
-        _place(axis, muted(picture), 1.08 * i, 0.12)
-        seen = np.ma.masked_equal(values, 0)  # where nothing is given, the picture shows
-        _place(axis, seen, 1.08 * i, 0.12, vmin=0, vmax=high, cmap="inferno", alpha=0.75)
-    for i, name in enumerate(["picture", *names]):
-        axis.text(1.08 * i + 0.5, 0.08, name, ha="center", va="bottom", fontsize=9)
-    axis.set(xlim=(0, 1.08 * (len(names) + 1)), ylim=(1.14, -0.05), aspect="equal", anchor="NW")
-    axis = figure.add_axes((0.16, 0.17, 0.83, 0.33))
-    room = np.full((len(names), max(length, len(words))), np.nan)
-    room[:, : len(words)] = given
-    axis.imshow(room, vmin=0, vmax=max(float(given.max()), 1e-6), cmap="inferno", aspect="auto")
-    axis.set_xticks(range(len(words)), words, rotation=45, ha="right", fontsize=9)
-    axis.set_yticks(range(len(names)), names, fontsize=9)
-    axis.grid(visible=False)
-    for side in axis.spines.values():
-        side.set_visible(False)
-    axis.tick_params(length=0)
     _title(figure, title)
     return figure
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from mmcl_book.experiments import flickr8k
+from mmcl_book.experiments import closed_forms
 from tests.book.chapter import definitions
 
 
@@ -29,13 +29,13 @@ def test_tiny_ridge_is_that_of_the_record(monkeypatch) -> None:
     texts = [" ".join(rng.permutation(words)[:4]) for _ in range(60)]
     x = rng.standard_normal((60, 5)) * 3 + 1
     standard = (x - x.mean(0)) / (x.std(0) + 1e-6)
-    monkeypatch.setattr(flickr8k, "_numbers", lambda data: standard)
-    flickr8k._reduced.cache_clear()
-    record = flickr8k.ridge(_Texts(texts), dims=4, alpha=0.7)
+    monkeypatch.setattr(closed_forms, "numbers", lambda data: standard)
+    closed_forms.reduced.cache_clear()
+    record = closed_forms.ridge(_Texts(texts), dims=4, alpha=0.7)
     tiny = page["TinyRidge"](x, texts, 4, 0.7)
     np.testing.assert_allclose(tiny.image(x), record.image(standard), atol=1e-8)
     np.testing.assert_allclose(tiny.caption(texts[:7]), record.caption(texts[:7]), atol=1e-8)
-    flickr8k._reduced.cache_clear()
+    closed_forms.reduced.cache_clear()
 
 
 class _Texts:

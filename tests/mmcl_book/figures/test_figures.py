@@ -65,9 +65,6 @@ DRAWINGS = {
         (255 * PICTURES).byte(), torch.zeros(5, 2, 2), title="Found"
     ),
     "pairs": lambda: figures.pairs(PICTURES, torch.rand(5, 5), title="Found"),
-    "similarity_and_map": lambda: figures.similarity_and_map(
-        torch.rand(4, 4), POINTS, torch.arange(20) % 3, group_names="abc", limits=2, title="Found"
-    ),
     "spheres": lambda: figures.spheres(
         {f"epoch {i}": SPHERE for i in range(4)}, torch.arange(20) % 3, group_names="abc",
         title="Found", lines=("complete", "picture"),
@@ -81,24 +78,12 @@ DRAWINGS = {
         "b": [2, 2, 2]}}, at=0.5, title="Found", xlabel="distance", limits=(-3, 3),
         lines=("pictures", "captions"), ylims={"loss": (0, 4)},
     ),
-    "map_and_bars": lambda: figures.map_and_bars(
-        POINTS, {"accuracy": 0.4, "confidence": 1.0}, title="Found", xlabel="share",
-        limits=(-3, 3), baselines={"chance": 0.1},
-    ),
-    "map_and_bars of nothing": lambda: figures.map_and_bars(
-        {"complete": POINTS["pictures"], "partial": torch.empty(0, 2)}, {"accuracy": 0.0},
-        title="Found", xlabel="share", limits=(-3, 3),
-    ),
     "token_card": lambda: figures.token_card(
         PICTURES, [0, 3, 5, 15, 9], {"red": 0.6, "crimson": 0.4}, {"colour: red": 0.9}, grid=4,
         title="Found",
     ),
     "token_card that nobody calls": lambda: figures.token_card(
         PICTURES[:0], [], {}, {"colour: red": 0.0, "shape: ring": 0.2}, grid=4, title="Found"
-    ),
-    "tokens_of_scene": lambda: figures.tokens_of_scene(
-        PICTURES[0], torch.rand(3, 4, 4), ["a", "red", "ring"], torch.rand(3, 3),
-        ["1: red", "2: a long name of a token", "3: ?"], title="Found", length=5,
     ),
     "curve_panels": lambda: figures.curve_panels(
         range(9), {"gap": {"a": range(9)}, "cone": {"a": range(9)}}, title="Found", xlabel="step",
@@ -338,9 +323,6 @@ WRONG = {
     ),
     r"at most 12 pictures and a cell for each; got 5 and cells \[4\]": lambda: figures.token_card(
         PICTURES, range(4), {}, {"a": 1.0}, grid=4, title="t"
-    ),
-    r"2 maps and by_word \[2, 3\]; got 2 and \[3, 2\]": lambda: figures.tokens_of_scene(
-        PICTURES[0], torch.rand(2, 4, 4), "abc", torch.rand(3, 2), ["1", "2"], title="t"
     ),
     r"ylims: .* got \['gain'\]": lambda: figures.map_and_curves(
         POINTS,
