@@ -2,7 +2,6 @@
 
 import copy
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from mmcl_core.encoders import ImageEncoder
 from mmcl_core.methods import MoCo
 from mmcl_core.methods.moco import MomentumCopy
 from tests.book.chapter import definitions, unit, value_and_gradients
+from tests.descent import steps
 from tests.float32 import close32
 
 
@@ -44,19 +44,6 @@ def test_moco_class_is_the_librarys_for_some_steps() -> None:
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
     oldest_first = library.queue.keys.roll(-int(library.queue.pointer), 0)
     torch.testing.assert_close(tiny.queue, oldest_first)
-
-
-def steps(method: Any, batches: list[dict[str, torch.Tensor]]) -> list[float]:
-    """Plain gradient descent; the losses on the way."""
-    optimiser, told = torch.optim.SGD(method.query.parameters(), lr=0.1), []
-    for batch in batches:
-        loss = method.loss(batch)["total"]
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        method.after_step()
-        told.append(loss.item())
-    return told
 
 
 def test_moco_drift_by_hand() -> None:

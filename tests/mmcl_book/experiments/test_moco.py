@@ -11,6 +11,7 @@ from mmcl_core.data.augment import crop
 from mmcl_core.errors import MMCLError
 from mmcl_core.methods import MoCo
 from tests.compare import unit
+from tests.descent import steps
 from tests.tiny import SCENES, shrink
 
 
@@ -55,19 +56,6 @@ def test_negatives_in_the_batch_by_a_loop() -> None:
             total -= math.log(exps[i] / sum(exps))
     assert method.loss(batch)["total"].item() == pytest.approx(total / 10, rel=1e-5)
     assert torch.equal(method.embed(batch), method.query(batch["image"]))
-
-
-def steps(method: MoCo, batches: list[dict[str, torch.Tensor]]) -> list[float]:
-    optimiser = torch.optim.SGD(method.query.parameters(), lr=0.1)
-    told = []
-    for batch in batches:
-        loss = method.loss(batch)["total"]
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        method.after_step()
-        told.append(loss.item())
-    return told
 
 
 def test_negatives_of_both_views_by_a_loop() -> None:
